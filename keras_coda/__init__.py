@@ -1,0 +1,31 @@
+"""Conditional Adapters (CoDA) for Keras 3.
+
+Pretrained Transformers that train 1% of their parameters and send only a
+fraction of the tokens through each frozen block.
+"""
+
+import importlib.util
+
+from keras_coda import layers
+from keras_coda import ops
+from keras_coda.layers.set_reduction_factor import set_reduction_factor
+
+__version__ = "0.1.0"
+
+__all__ = ["layers", "ops", "set_reduction_factor"]
+
+# The layers need Keras alone; the conversion of KerasHub models needs KerasHub.
+if importlib.util.find_spec("keras_hub") is not None:
+    from keras_coda.conversion import CodaBackbone
+    from keras_coda.conversion import coda_wrap
+
+    __all__ += ["CodaBackbone", "coda_wrap"]
+else:
+
+    def __getattr__(name):
+        if name in ("CodaBackbone", "coda_wrap"):
+            raise ImportError(
+                f"`keras_coda.{name}` needs KerasHub. "
+                "Run `pip install keras-coda[hub]`."
+            )
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,172 @@
+"""Files with what was trained, and without the frozen backbone.
+
+A safetensors file. Its tensors are the trained weights by path, those of a
+task's head under `head/`, and under `backbone/` a few entries of each frozen
+weight, to recognise the backbone again. Its metadata are the settings.
+"""
+
+import json
+import os
+import tempfile
+
+import numpy as np
+import safetensors
+from keras import ops
+from safetensors.numpy import save_file
+
+from keras_coda.conversion.trained_weights import backbone_of
+from keras_coda.conversion.trained_weights import trained_weights
+
+FORMAT = "keras_coda_adapter"
+FORMAT_VERSION = "1"
+
+# Entries of each frozen weight that the file keeps, evenly spaced.
+_NUM_SAMPLES = 16
+# A backbone in bfloat16 (8 bits of precision) is still the same backbone.
+_SAMPLE_TOLERANCE = 2.0**-7
+
+
+def save_adapter(model, path):
+    """See `CodaModel.save_adapter`."""
+    backbone = backbone_of(model)
+    tensors = {
+        path: _to_float32(weight)
+        for path, weight in trained_weights(model).items()
+    }
+    tensors.update(_backbone_samples(backbone))
+    metadata = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "settings": json.dumps(_settings(backbone)),
+        "reduction_factor": json.dumps(backbone.reduction_factor),
+    }
+    path = os.fspath(path)
+    folder = os.path.dirname(os.path.abspath(path))
+    with tempfile.TemporaryDirectory(dir=folder) as temporary_folder:
+        temporary_path = os.path.join(temporary_folder, "adapter")
+        save_file(tensors, temporary_path, metadata=metadata)
+        os.replace(temporary_path, path)
+
+
+def load_adapter(model, path):
+    """See `CodaModel.load_adapter`."""
+    path = os.fspath(path)
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"There is no adapter file {path!r}.")
+    metadata, tensors = _read(path)
+    backbone = backbone_of(model)
+    _check_settings(path, json.loads(metadata["settings"]), _settings(backbone))
+    _check_backbone(path, tensors, _backbone_samples(backbone))
+    weights = trained_weights(model)
+    _check_weights(path, tensors, weights)
+    # Nothing below can fail, so the model is never left half changed.
+    backbone.reduction_factor = json.loads(metadata["reduction_factor"])
+    for weight_path, weight in weights.items():
+        weight.assign(tensors[weight_path])
+
+
+def _settings(backbone):
+    """What must be the same in the file and the model."""
+    config = backbone.get_config()
+    dense = config.pop("backbone")
+    # The reduction factor may be changed at any time, and is loaded.
+    for key in ("name", "trainable", "reduction_factor"):
+        config.pop(key)
+    architecture = {
+        key: value
+        for key, value in dense["config"].items()
+        if key not in ("name", "trainable", "dtype")
+    }
+    settings = {
+        "backbone class": dense["class_name"],
+        **{f"backbone {key}": value for key, value in architecture.items()},
+        **config,
+    }
+    # Tuples become lists, as in a file.
+    return json.loads(json.dumps(settings))
+
+
+def _backbone_samples(backbone):
+    trained = trained_weights(backbone)
+    trained_ids = {id(weight) for weight in trained.values()}
+    samples = {}
+    for weight in backbone.weights:
+        if id(weight) not in trained_ids:
+            size = int(np.prod(weight.shape))
+            positions = np.linspace(0, size - 1, _NUM_SAMPLES).astype("int32")
+            flat = ops.reshape(ops.convert_to_tensor(weight), (-1,))
+            # Taken on the device: a frozen weight can be large.
+            samples[f"backbone/{weight.path}"] = _to_float32(
+                ops.take(flat, positions)
+            )
+    return samples
+
+
+def _read(path):
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{path!r} is not an adapter file, or it is damaged: {error}. "
+            "Expected a file that `save_adapter` wrote."
+        ) from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            f"{path!r} is a safetensors file, but no adapter file of "
+            "keras_coda. Expected a file that `save_adapter` wrote. "
+            f"Received metadata: {metadata}"
+        )
+    if metadata["format_version"] != FORMAT_VERSION:
+        raise ValueError(
+            f"{path!r} has format version {metadata['format_version']}, this "
+            f"version of keras_coda reads {FORMAT_VERSION}. Upgrade keras_coda."
+        )
+    return metadata, tensors
+
+
+def _check_settings(path, saved, expected):
+    for key in [*expected, *saved]:
+        if saved.get(key) != expected.get(key):
+            raise ValueError(
+                f"The adapter file {path!r} does not fit the model: it has "
+                f"{key}={saved.get(key)!r}, the model has "
+                f"{key}={expected.get(key)!r}. Convert the backbone that the "
+                "adapter was trained on, with the same settings."
+            )
+
+
+def _check_backbone(path, tensors, samples):
+    for name, sample in samples.items():
+        saved = tensors.get(name)
+        if saved is None or not np.allclose(
+            saved, sample, rtol=_SAMPLE_TOLERANCE, atol=1e-6
+        ):
+            raise ValueError(
+                f"The adapter file {path!r} was trained on other pretrained "
+                f"weights: {name.removeprefix('backbone/')!r} differs. Load "
+                "the backbone from the preset that it was trained on."
+            )
+
+
+def _check_weights(path, tensors, weights):
+    saved_paths = [key for key in tensors if not key.startswith("backbone/")]
+    for name in [*weights, *saved_paths]:
+        saved = tensors[name].shape if name in tensors else "no such weight"
+        expected = (
+            tuple(weights[name].shape) if name in weights else "no such weight"
+        )
+        if saved != expected:
+            raise ValueError(
+                f"The adapter file {path!r} does not fit the model. First "
+                f"mismatch: {name!r} has shape {saved} in the file and "
+                f"{expected} in the model. A task's head is part of the file: "
+                "load it into the same task with the same number of classes."
+            )
+
+
+def _to_float32(tensor):
+    return np.ascontiguousarray(
+        ops.convert_to_numpy(ops.cast(tensor, "float32"))
+    )

@@ -1,0 +1,53 @@
+"""What a converted backbone and a converted task have in common."""
+
+from keras_coda.conversion import adapter_file
+from keras_coda.conversion.trainable_summary import trainable_summary
+
+
+class CodaModel:
+    """Mixin of `CodaBackbone` and `CodaTask`."""
+
+    def trainable_summary(self, print_fn=None):
+        """Prints how many parameters are trained, part by part.
+
+        Args:
+            print_fn: optional callable that takes the text. Defaults to
+                `print`.
+
+        Returns:
+            A `TrainableSummary` with the fields `trainable`, `frozen`,
+            `percentage` (of all parameters that are trainable) and `parts`, a
+            dict of the trainable counts.
+        """
+        return trainable_summary(self, print_fn)
+
+    def save_adapter(self, path):
+        """Saves what was trained, without the frozen backbone.
+
+        The file holds the adapters, routers and layer normalisations, a task's
+        head, and the settings of the conversion. It is written whole or not at
+        all, and can be loaded under any backend.
+
+        Args:
+            path: str or path. The file to write, by convention with the
+                extension `.safetensors`.
+        """
+        adapter_file.save_adapter(self, path)
+
+    def load_adapter(self, path):
+        """Loads a file of `save_adapter`, reduction factors included.
+
+        The model stays compiled and goes on with the new weights, so many
+        tasks can take turns on one frozen backbone.
+
+        Args:
+            path: str or path. A file that `save_adapter` wrote for the same
+                backbone, settings and head.
+
+        Raises:
+            ValueError: if the file is not an adapter file, or was saved from
+                another backbone or other settings; the message names the first
+                mismatch and the model is left as it was.
+            FileNotFoundError: if there is no such file.
+        """
+        adapter_file.load_adapter(self, path)

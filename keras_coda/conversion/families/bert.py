@@ -1,0 +1,98 @@
+"""BERT: post-LN blocks, KerasHub's `TransformerEncoder`."""
+
+import keras
+import keras_hub
+
+from keras_coda._keras_internals import sublayers
+from keras_coda.conversion.coda_backbone import CodaBackbone
+from keras_coda.conversion.coda_task import CodaTask
+from keras_coda.conversion.family import Family
+from keras_coda.layers import ConditionalTransformerBlock
+from keras_coda.layers import DenseBlock
+
+
+class BertBlock(DenseBlock):
+    """A post-LN `keras_hub.layers.TransformerEncoder`, ready for routing.
+
+    It shares the weights of `layer` but for the layer normalisations.
+    """
+
+    def __init__(self, layer, copy_norm, **kwargs):
+        super().__init__(**kwargs)
+        # The parts of the encoder layer have no public attributes, but their
+        # names are public: they are in every checkpoint.
+        parts = {part.name: part for part in sublayers(layer)}
+        self.attention = parts["self_attention_layer"]
+        self.attention_dropout = parts["self_attention_dropout"]
+        self.attention_norm = copy_norm(
+            parts["self_attention_layer_norm"], "attention_norm"
+        )
+        self.intermediate = parts["feedforward_intermediate_dense"]
+        self.output_projection = parts["feedforward_output_dense"]
+        self.feedforward_dropout = parts["feedforward_dropout"]
+        self.feedforward_norm = copy_norm(
+            parts["feedforward_layer_norm"], "feedforward_norm"
+        )
+        self.built = True
+
+    @property
+    def norms(self):
+        return [self.attention_norm, self.feedforward_norm]
+
+    def attention_input(self, inputs):
+        return inputs
+
+    def residual_update(
+        self, rows, queries, context, attention_mask=None, training=None
+    ):
+        attended = self.attention(
+            queries, context, attention_mask=attention_mask, training=training
+        )
+        attended = self.attention_dropout(attended, training=training)
+        hidden = self.attention_norm(rows + attended)
+        outputs = self.output_projection(self.intermediate(hidden))
+        outputs = self.feedforward_dropout(outputs, training=training)
+        return self.feedforward_norm(hidden + outputs) - rows
+
+
+class BertFamily(Family):
+    backbone_cls = keras_hub.models.BertBackbone
+
+    def num_prefix_tokens(self, backbone):
+        # [CLS], which the pooled output is made of.
+        return 1
+
+    def encoder_blocks(self, backbone):
+        return backbone.transformer_layers
+
+    def conditional_block(self, layer, dtype, **settings):
+        block = BertBlock(layer, self.copy_norm, dtype=dtype, name="block")
+        return ConditionalTransformerBlock(block, dtype=dtype, **settings)
+
+
+@keras.saving.register_keras_serializable(package="keras_coda")
+class CodaBertBackbone(CodaBackbone):
+    """`keras_hub.models.BertBackbone` with conditional adapters."""
+
+    family = BertFamily()
+
+
+@keras.saving.register_keras_serializable(package="keras_coda")
+class CodaBertTextClassifier(CodaTask, keras_hub.models.BertTextClassifier):
+    """`keras_hub.models.BertTextClassifier` with conditional adapters."""
+
+    backbone_cls = CodaBertBackbone
+
+
+@keras.saving.register_keras_serializable(package="keras_coda")
+class CodaBertMaskedLM(CodaTask, keras_hub.models.BertMaskedLM):
+    """`keras_hub.models.BertMaskedLM` with conditional adapters."""
+
+    backbone_cls = CodaBertBackbone
+
+
+@keras.saving.register_keras_serializable(package="keras_coda")
+class CodaBertTextEmbedder(CodaTask, keras_hub.models.BertTextEmbedder):
+    """`keras_hub.models.BertTextEmbedder` with conditional adapters."""
+
+    backbone_cls = CodaBertBackbone

@@ -1,0 +1,130 @@
+import keras
+from keras import ops
+
+from keras_coda._keras_internals import get_keras_mask
+
+
+class DenseBlock(keras.layers.Layer):
+    """A Transformer block, cut in the two steps that routing needs.
+
+    Subclass it to make a Transformer block of your own one that
+    `keras_coda.layers.ConditionalTransformerBlock` can wrap:
+
+    - `attention_input(inputs)` is what attention reads: the normalised inputs
+      of a pre-LN block, the inputs themselves of a post-LN block. Router and
+      adapter read it too.
+    - `residual_update(rows, queries, context, ...)` is what the block adds to
+      some of its rows, `block(rows) - rows`, when those rows attend to
+      `context`.
+    - `norms` lists the layer normalisations, which stay trainable when the
+      rest of the block is frozen.
+
+    The dense block itself, `call`, is both steps on all rows.
+
+    Call arguments:
+        inputs: float tensor of shape `(batch_size, n, hidden_dim)`.
+        padding_mask: optional bool tensor of shape `(batch_size, n)`, false at
+            padding, which no token attends to. Defaults to the Keras mask.
+        attention_mask: optional bool tensor of shape `(batch_size, n, n)`,
+            true where a query (axis 1) may attend to a key (axis 2).
+        training: bool, whether dropout is active.
+
+    Returns:
+        Tensor of shape `(batch_size, n, hidden_dim)`.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def attention_input(self, inputs):
+        """What attention, router and adapter read; shape of `inputs`."""
+        raise NotImplementedError
+
+    def residual_update(
+        self, rows, queries, context, attention_mask=None, training=None
+    ):
+        """What the block adds to `rows`.
+
+        Args:
+            rows: tensor of shape `(batch_size, k, hidden_dim)`, rows of the
+                block's inputs.
+            queries: the same rows of `attention_input(inputs)`.
+            context: tensor of shape `(batch_size, m, hidden_dim)`, the rows of
+                `attention_input(inputs)` to attend to.
+            attention_mask: optional bool tensor that broadcasts to
+                `(batch_size, k, m)`.
+            training: bool, whether dropout is active.
+
+        Returns:
+            Tensor of the shape of `rows`.
+        """
+        raise NotImplementedError
+
+    @property
+    def norms(self):
+        """The layer normalisations of the built block."""
+        raise NotImplementedError
+
+    def call(
+        self, inputs, padding_mask=None, attention_mask=None, training=None
+    ):
+        rows, padding_mask = split_keras_mask(inputs, padding_mask)
+        queries = self.attention_input(rows)
+        return rows + self.residual_update(
+            rows,
+            queries,
+            queries,
+            attention_mask=combine_masks(padding_mask, attention_mask),
+            training=training,
+        )
+
+    def compute_output_shape(self, inputs_shape):
+        return inputs_shape
+
+
+def split_keras_mask(inputs, padding_mask):
+    """Separates a tensor from the Keras mask that it carries.
+
+    The attention layers of Keras would also mask the padded queries if they
+    found the mask, and a query without a key is NaN on some backends.
+
+    Args:
+        inputs: tensor, with or without a Keras mask.
+        padding_mask: optional tensor that takes precedence over that mask.
+
+    Returns:
+        A tuple `(inputs, padding_mask)`; the first without a mask.
+    """
+    mask = get_keras_mask(inputs)
+    if mask is None:
+        return inputs, padding_mask
+    unmasked = ops.squeeze(ops.expand_dims(inputs, 0), 0)
+    return unmasked, mask if padding_mask is None else padding_mask
+
+
+def combine_masks(padding_mask, attention_mask):
+    """Which keys each query may attend to.
+
+    A row of padding alone may attend everywhere: its outputs mean nothing, but
+    they have to be finite.
+
+    Args:
+        padding_mask: optional tensor of shape `(batch_size, n)`.
+        attention_mask: optional tensor of shape `(batch_size, n, n)`.
+
+    Returns:
+        `None`, or a bool tensor of shape `(batch_size, 1, n)` or
+        `(batch_size, n, n)`.
+    """
+    if attention_mask is not None:
+        attention_mask = ops.cast(attention_mask, "bool")
+    if padding_mask is None:
+        return attention_mask
+    padding_mask = ops.cast(padding_mask, "bool")
+    has_real_token = ops.any(padding_mask, axis=-1, keepdims=True)
+    keys = ops.logical_or(padding_mask, ops.logical_not(has_real_token))
+    keys = ops.expand_dims(keys, 1)
+    if attention_mask is None:
+        return keys
+    return ops.logical_and(keys, attention_mask)

@@ -1,0 +1,86 @@
+import keras
+from keras import ops
+
+from keras_coda.layers.validation import validate_positive_integer
+
+
+@keras.saving.register_keras_serializable(package="keras_coda")
+class ParallelAdapter(keras.layers.Layer):
+    """A small bottleneck that runs beside a frozen Transformer block.
+
+    `outputs = scale * up(activation(down(inputs)))`. The up projection starts
+    at zero, so a fresh adapter adds nothing and the model it is put beside
+    starts out as it was pretrained. Each token is treated alone, so padding
+    cannot reach another token; the Keras mask is passed on.
+
+    Args:
+        adapter_dim: int >= 1. Width of the bottleneck. Defaults to `64`.
+        activation: a Keras activation. Defaults to `"relu"`.
+        scale: float. Factor on the output. Defaults to `1.0`.
+        **kwargs: see `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: float tensor of shape `(batch_size, n, hidden_dim)`.
+
+    Returns:
+        Tensor of shape `(batch_size, n, hidden_dim)`.
+
+    Raises:
+        ValueError: if `adapter_dim` is below 1.
+        TypeError: if `adapter_dim` is not an integer.
+
+    Example:
+
+    >>> adapter = keras_coda.layers.ParallelAdapter(adapter_dim=16)
+    >>> outputs = adapter(np.ones((2, 5, 32)))
+    >>> print(tuple(outputs.shape), float(keras.ops.max(outputs)))
+    (2, 5, 32) 0.0
+
+    Reference:
+        [Lei et al., 2023](https://arxiv.org/abs/2304.04947), section 3.1;
+        [He et al., 2022](https://arxiv.org/abs/2110.04366).
+    """
+
+    def __init__(self, adapter_dim=64, activation="relu", scale=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.adapter_dim = validate_positive_integer("adapter_dim", adapter_dim)
+        self.activation = keras.activations.get(activation)
+        self.scale = scale
+        self.supports_masking = True
+
+    def build(self, inputs_shape):
+        self.down = keras.layers.Dense(
+            self.adapter_dim,
+            activation=self.activation,
+            kernel_initializer="he_uniform",
+            dtype=self.dtype_policy,
+            name="down",
+        )
+        self.down.build(inputs_shape)
+        self.up = keras.layers.Dense(
+            inputs_shape[-1],
+            kernel_initializer="zeros",
+            dtype=self.dtype_policy,
+            name="up",
+        )
+        self.up.build((*inputs_shape[:-1], self.adapter_dim))
+
+    def call(self, inputs):
+        outputs = self.up(self.down(inputs))
+        if self.scale == 1:
+            return outputs
+        return outputs * ops.cast(self.scale, outputs.dtype)
+
+    def compute_output_shape(self, inputs_shape):
+        return inputs_shape
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(
+            {
+                "adapter_dim": self.adapter_dim,
+                "activation": keras.activations.serialize(self.activation),
+                "scale": self.scale,
+            }
+        )
+        return config

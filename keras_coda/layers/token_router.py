@@ -1,0 +1,256 @@
+import keras
+from keras import ops
+
+from keras_coda.layers.validation import validate_choice
+from keras_coda.layers.validation import validate_non_negative_integer
+from keras_coda.layers.validation import validate_reduction_factor
+from keras_coda.ops.routing import gather_rows
+from keras_coda.ops.routing import routed_length
+from keras_coda.ops.soft_top_k import SOLVERS
+from keras_coda.ops.soft_top_k import soft_top_k
+from keras_coda.ops.soft_top_k import validate_solver
+
+ROUTING_METHODS = (*SOLVERS, "sigmoid", "first_k")
+
+
+@keras.saving.register_keras_serializable(package="keras_coda")
+class TokenRouter(keras.layers.Layer):
+    """Picks the k = ceil(n / reduction_factor) tokens that a block computes.
+
+    Each token's score is a learned linear function of it, always in float32.
+    The k tokens with the highest scores are routed, with the weight that
+    `method` gives them:
+
+    - `"exact"`, `"coordinate_descent"`: soft top-k of the scores, with that
+      solver (see `keras_coda.ops.soft_top_k`).
+    - `"sigmoid"`: the sigmoid of each score, an ablation of the paper.
+    - `"first_k"`: no scores at all; the first k tokens, with weight 1. This is
+      truncation, the ablation that routing has to beat.
+
+    Padding is never routed before a real token and has weight 0. A row with
+    fewer than k real tokens routes all of them.
+
+    Where no token is left out (`reduction_factor=1`, or k = n) the tokens keep
+    their order and `indices` is `None`. With `"exact"` and `"first_k"` every
+    weight is then 1, that of padding too, as in a dense model.
+
+    Args:
+        reduction_factor: float >= 1. Ratio of tokens to routed tokens.
+            Defaults to `4`. It may be changed later; models compiled before
+            then have to be compiled again
+            (`keras_coda.set_reduction_factor` does both).
+        method: `"exact"`, `"coordinate_descent"`, `"sigmoid"` or `"first_k"`.
+            Defaults to `"exact"`.
+        epsilon: float > 0. Weight of the entropy in soft top-k, in units of
+            the scores. Defaults to `0.03`.
+        num_prefix_tokens: int >= 0. Leading tokens that are always routed with
+            weight 1, such as the class token that a head pools. They are part
+            of the k, which is never smaller. Defaults to `0`.
+        kernel_initializer: initializer of the score projection. Defaults to a
+            normal distribution of standard deviation 0.02.
+        **kwargs: see `keras.layers.Layer`. `dtype` defaults to `"float32"`
+            whatever the global policy, because a score's rounding decides
+            which tokens are routed.
+
+    Call arguments:
+        inputs: float tensor of shape `(batch_size, n, hidden_dim)`.
+        mask: optional bool tensor of shape `(batch_size, n)`, false at
+            padding.
+
+    Returns:
+        A tuple `(weights, indices)`: float32 weights in `[0, 1]` and int32
+        positions, both of shape `(batch_size, k)`.
+
+    Raises:
+        ValueError: if an argument is out of range or unknown, or if the shape
+            of `mask` does not fit.
+
+    Example:
+
+    >>> router = keras_coda.layers.TokenRouter(reduction_factor=4)
+    >>> weights, indices = router(np.random.normal(size=(2, 12, 32)))
+    >>> print(tuple(weights.shape), tuple(indices.shape))
+    (2, 3) (2, 3)
+
+    Reference:
+        [Lei et al., 2023](https://arxiv.org/abs/2304.04947), eq. 9 to 12;
+        Table 3 for the ablations.
+    """
+
+    def __init__(
+        self,
+        reduction_factor=4,
+        method="exact",
+        epsilon=0.03,
+        num_prefix_tokens=0,
+        kernel_initializer=None,
+        **kwargs,
+    ):
+        kwargs.setdefault("dtype", "float32")
+        super().__init__(**kwargs)
+        self.reduction_factor = reduction_factor
+        self.method = validate_choice("method", method, ROUTING_METHODS)
+        validate_solver("exact", epsilon)
+        self.epsilon = epsilon
+        self.num_prefix_tokens = validate_non_negative_integer(
+            "num_prefix_tokens", num_prefix_tokens
+        )
+        self.kernel_initializer = keras.initializers.get(
+            kernel_initializer or keras.initializers.RandomNormal(stddev=0.02)
+        )
+        self.supports_masking = True
+
+    @property
+    def reduction_factor(self):
+        """Ratio of tokens to routed tokens."""
+        return self._reduction_factor
+
+    @reduction_factor.setter
+    def reduction_factor(self, value):
+        self._reduction_factor = validate_reduction_factor(value)
+
+    def build(self, inputs_shape):
+        self.kernel = None
+        if self.method != "first_k":
+            self.kernel = self.add_weight(
+                name="kernel",
+                shape=(inputs_shape[-1], 1),
+                initializer=self.kernel_initializer,
+            )
+
+    def call(self, inputs, mask=None):
+        if mask is not None:
+            self._validate_mask(inputs, mask)
+            mask = ops.cast(mask, "bool")
+        length = ops.shape(inputs)[1]
+        num_routed = self.routed_length(length)
+        scores = self._scores(inputs)
+        if num_routed is length or _statically_equal(num_routed, length):
+            return self._route_all(scores, mask), None
+
+        num_prefix = _minimum(self.num_prefix_tokens, length)
+        num_chosen = num_routed - num_prefix
+        chosen_scores = scores[:, num_prefix:]
+        chosen_mask = None if mask is None else mask[:, num_prefix:]
+        weights = self._weights(chosen_scores, num_chosen, chosen_mask)
+        indices = _best(chosen_scores, num_chosen, chosen_mask)
+        weights = gather_rows(weights, indices)
+        if self.num_prefix_tokens == 0:
+            return weights, indices
+
+        prefix_weights = ops.ones_like(scores[:, :num_prefix])
+        if mask is not None:
+            prefix_weights *= ops.cast(mask[:, :num_prefix], "float32")
+        prefix_indices = ops.broadcast_to(
+            ops.arange(num_prefix, dtype="int32"), ops.shape(prefix_weights)
+        )
+        return (
+            ops.concatenate([prefix_weights, weights], axis=1),
+            ops.concatenate([prefix_indices, indices + num_prefix], axis=1),
+        )
+
+    def routed_length(self, length):
+        """The k of a sequence of `length` tokens, an int or int tensor."""
+        num_routed = routed_length(length, self.reduction_factor)
+        if num_routed is length or self.num_prefix_tokens == 0:
+            return num_routed
+        return _minimum(_maximum(num_routed, self.num_prefix_tokens), length)
+
+    def _scores(self, inputs):
+        """Scores of shape `(batch_size, n)`, in float32."""
+        if self.kernel is None:
+            # The first tokens score highest.
+            batch_size, length = ops.shape(inputs)[:2]
+            positions = ops.arange(length, dtype="float32")
+            return ops.broadcast_to(-positions, (batch_size, length))
+        inputs = ops.cast(inputs, "float32")
+        kernel = ops.cast(self.kernel, "float32")
+        return ops.squeeze(ops.matmul(inputs, kernel), -1)
+
+    def _weights(self, scores, num_chosen, mask):
+        if self.method in SOLVERS:
+            if isinstance(num_chosen, int) and num_chosen == 0:
+                return ops.zeros_like(scores)
+            return soft_top_k(
+                scores,
+                num_chosen,
+                epsilon=self.epsilon,
+                solver=self.method,
+                mask=mask,
+            )
+        if self.method == "sigmoid":
+            weights = ops.sigmoid(scores)
+        else:
+            weights = ops.ones_like(scores)
+        if mask is not None:
+            weights = weights * ops.cast(mask, weights.dtype)
+        return weights
+
+    def _route_all(self, scores, mask):
+        if self.method in ("exact", "first_k"):
+            # The constant 1, whose gradient in the scores is 0 and not absent.
+            return 1.0 + 0.0 * scores
+        return self._weights(scores, ops.shape(scores)[1], mask)
+
+    def _validate_mask(self, inputs, mask):
+        shape, expected = tuple(mask.shape), tuple(inputs.shape[:2])
+        fits = len(shape) == 2 and all(
+            None in pair or pair[0] == pair[1] for pair in zip(shape, expected)
+        )
+        if not fits:
+            raise ValueError(
+                "The padding mask must have shape (batch_size, n), one entry a "
+                f"token. Expected: {expected}. Received: mask.shape={shape}"
+            )
+
+    def compute_mask(self, inputs, previous_mask):
+        # Routed padding has weight 0; neither output has a mask of its own.
+        return None
+
+    def compute_output_shape(self, inputs_shape):
+        batch_size, length = inputs_shape[:2]
+        if self.reduction_factor == 1:
+            return (batch_size, length), None
+        num_routed = None if length is None else self.routed_length(length)
+        return (batch_size, num_routed), (batch_size, num_routed)
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(
+            {
+                "reduction_factor": self.reduction_factor,
+                "method": self.method,
+                "epsilon": self.epsilon,
+                "num_prefix_tokens": self.num_prefix_tokens,
+                "kernel_initializer": keras.initializers.serialize(
+                    self.kernel_initializer
+                ),
+            }
+        )
+        return config
+
+
+def _best(scores, num_chosen, mask):
+    """Positions of the highest scores, real tokens before padding."""
+    if mask is not None:
+        scores = ops.where(mask, scores, ops.full_like(scores, -1e30))
+    indices = ops.argsort(-ops.stop_gradient(scores), axis=-1)
+    return ops.cast(indices[:, :num_chosen], "int32")
+
+
+def _statically_equal(first, second):
+    return (
+        isinstance(first, int) and isinstance(second, int) and first == second
+    )
+
+
+def _minimum(first, second):
+    if isinstance(first, int) and isinstance(second, int):
+        return min(first, second)
+    return ops.minimum(first, second)
+
+
+def _maximum(first, second):
+    if isinstance(first, int) and isinstance(second, int):
+        return max(first, second)
+    return ops.maximum(first, second)

@@ -1,0 +1,57 @@
+"""Checks of arguments that several layers share."""
+
+import numbers
+
+
+def validate_reduction_factor(reduction_factor):
+    """Returns `reduction_factor`, or raises if it is no number >= 1."""
+    if not _is_number(reduction_factor):
+        raise TypeError(
+            "`reduction_factor` must be a number of at least 1: the ratio of "
+            "tokens to routed tokens, for example 4. "
+            f"Received: reduction_factor={reduction_factor!r}"
+        )
+    if not 1 <= reduction_factor < float("inf"):
+        raise ValueError(
+            "`reduction_factor` must be at least 1 (1 routes every token, 4 "
+            "routes a quarter of them). "
+            f"Received: reduction_factor={reduction_factor}"
+        )
+    return reduction_factor
+
+
+def validate_positive_integer(name, value):
+    """Returns `value`, or raises if it is no integer of at least 1."""
+    return _validate_integer(name, value, minimum=1)
+
+
+def validate_non_negative_integer(name, value):
+    """Returns `value`, or raises if it is no integer of at least 0."""
+    return _validate_integer(name, value, minimum=0)
+
+
+def _validate_integer(name, value, minimum):
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise TypeError(
+            f"`{name}` must be an integer of at least {minimum}. "
+            f"Received: {name}={value!r}"
+        )
+    if value < minimum:
+        raise ValueError(
+            f"`{name}` must be at least {minimum}. Received: {name}={value}"
+        )
+    return value
+
+
+def validate_choice(name, value, choices):
+    """Returns `value`, or raises a `ValueError` if it is not in `choices`."""
+    if value not in choices:
+        raise ValueError(
+            f"`{name}` must be one of {tuple(choices)}. "
+            f"Received: {name}={value!r}"
+        )
+    return value
+
+
+def _is_number(value):
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
