@@ -87,18 +87,21 @@ def _settings(backbone):
 
 
 def _backbone_samples(backbone):
-    trained = trained_weights(backbone)
-    trained_ids = {id(weight) for weight in trained.values()}
+    """A few entries of each frozen weight, by name in the file."""
+    trained_ids = {id(weight) for weight in trained_weights(backbone).values()}
     samples = {}
     for weight in backbone.weights:
-        if id(weight) not in trained_ids:
-            size = int(np.prod(weight.shape))
-            positions = np.linspace(0, size - 1, _NUM_SAMPLES).astype("int32")
-            flat = ops.reshape(ops.convert_to_tensor(weight), (-1,))
-            # Taken on the device: a frozen weight can be large.
-            samples[f"backbone/{weight.path}"] = _to_float32(
-                ops.take(flat, positions)
-            )
+        if id(weight) in trained_ids:
+            continue
+        size = int(np.prod(weight.shape))
+        positions = np.linspace(0, size - 1, _NUM_SAMPLES).astype("int32")
+        # Taken on the device: a frozen weight can be large.
+        flat = ops.reshape(ops.convert_to_tensor(weight), (-1,))
+        name = f"backbone/{weight.path}"
+        # T5's encoder and decoder each have a "self_attention/embeddings".
+        while name in samples:
+            name += "'"
+        samples[name] = _to_float32(ops.take(flat, positions))
     return samples
 
 

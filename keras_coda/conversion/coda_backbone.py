@@ -108,7 +108,10 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
             dtype=backbone.dtype_policy,
             **kwargs,
         )
-        self.trainable = trainable
+        if trainable:
+            self.freeze()
+        else:
+            self.trainable = False
 
         # === Config ===
         for name, value in config_values.items():

@@ -199,7 +199,8 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
             rows, queries, context, training=training, **pairwise
         )
         # (batch_size, k, hidden_dim), weighted by the router: eq. 8.
-        update *= ops.cast(ops.expand_dims(weights, -1), update.dtype)
+        weights = ops.cast(ops.expand_dims(weights, -1), update.dtype)
+        update = weights * update
         if indices is not None:
             update = scatter_rows(update, indices, ops.shape(inputs)[1])
         return inputs + self.adapter(hidden) + update

@@ -140,7 +140,7 @@ class TokenRouter(keras.layers.Layer):
 
         prefix_weights = ops.ones_like(scores[:, :num_prefix])
         if mask is not None:
-            prefix_weights *= ops.cast(mask[:, :num_prefix], "float32")
+            prefix_weights = ops.cast(mask[:, :num_prefix], "float32")
         prefix_indices = ops.broadcast_to(
             ops.arange(num_prefix, dtype="int32"), ops.shape(prefix_weights)
         )

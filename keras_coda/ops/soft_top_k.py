@@ -146,7 +146,7 @@ def _validate_problem(scores, k, epsilon, solver, mask):
             f"Received: mask.shape={tuple(mask.shape)}, "
             f"scores.shape={tuple(scores.shape)}"
         )
-    if isinstance(k, bool) or isinstance(k, float):
+    if not _is_integer(k):
         raise TypeError(
             "`k` must be an integer or an integer tensor with one budget per "
             f"row. Received: k={k!r}"
@@ -158,6 +158,12 @@ def _validate_problem(scores, k, epsilon, solver, mask):
                 "`k` must be at least 1 and at most the number of scores in a "
                 f"row. Received: k={k}, scores.shape={tuple(scores.shape)}"
             )
+
+
+def _is_integer(k):
+    if hasattr(k, "dtype"):
+        return "int" in keras.backend.standardize_dtype(k.dtype)
+    return isinstance(k, numbers.Integral) and not isinstance(k, bool)
 
 
 def _compatible_shapes(first, second):

@@ -199,11 +199,16 @@ class T5DecoderBlock(PartlyFrozen, keras.layers.Layer):
             cache_update_index=cross_attention_cache_update_index,
             training=training,
         )
-        outputs += self.cross_attention_dropout(attended, training=training)
+        outputs = outputs + self.cross_attention_dropout(
+            attended, training=training
+        )
 
         hidden = self.feedforward_norm(outputs)
-        outputs += self.feedforward(hidden, training=training)
-        outputs += self.feedforward_adapter(hidden)
+        outputs = (
+            outputs
+            + self.feedforward(hidden, training=training)
+            + self.feedforward_adapter(hidden)
+        )
 
         if self_attention_cache is None:
             return outputs, position_bias
@@ -231,7 +236,7 @@ class T5Feedforward(keras.layers.Layer):
     def call(self, inputs, training=None):
         hidden = self.input_projector(inputs)
         if self.gate_projector is not None:
-            hidden *= self.gate_projector(inputs)
+            hidden = hidden * self.gate_projector(inputs)
         hidden = self.dropout(hidden, training=training)
         outputs = self.output_projector(hidden)
         return self.dropout(outputs, training=training)

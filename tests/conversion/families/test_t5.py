@@ -1,0 +1,96 @@
+import keras_hub
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_coda
+from tests.conversion.families.family_test import FamilyTest
+from tests.conversion.models import HIDDEN_DIM
+from tests.conversion.models import NUM_LAYERS
+from tests.conversion.models import assert_close
+from tests.conversion.models import predict
+from tests.conversion.models import randomize
+from tests.conversion.models import t5_backbone
+from tests.conversion.models import t5_inputs
+
+
+class TestT5(FamilyTest):
+    num_dense_adapters = 2 * NUM_LAYERS
+
+    def dense_backbone(self, **kwargs):
+        return t5_backbone(**kwargs)
+
+    def inputs(self):
+        return t5_inputs()
+
+    def dense_tasks(self, backbone):
+        return [(keras_hub.models.T5Seq2SeqLM(backbone), self.inputs())]
+
+    def norm_parameters(self):
+        return (2 + 2 * NUM_LAYERS + 3 * NUM_LAYERS) * HIDDEN_DIM
+
+    def test_plain_feedforward(self):
+        dense = self.dense_backbone(use_gated_activation=False)
+        expected = predict(dense, self.inputs())
+        coda = keras_coda.coda_wrap(dense, reduction_factor=1)
+        assert_close(predict(coda, self.inputs()), expected)
+
+    @pytest.mark.parametrize("attention", ["k_to_all", "k_to_k"])
+    def test_padding_invariance(self, attention):
+        coda = keras_coda.coda_wrap(
+            self.dense_backbone(), reduction_factor=2, attention=attention
+        )
+        outputs = predict(coda, t5_inputs(length=16))
+        # The same k = 8 of twice the length.
+        coda.reduction_factor = 4
+        padded = predict(coda, t5_inputs(length=32))
+        real = t5_inputs(length=16)["encoder_padding_mask"].astype(bool)
+        key = "encoder_sequence_output"
+        assert_close(padded[key][:, :16][real], outputs[key][real])
+        key = "decoder_sequence_output"
+        assert_close(padded[key], outputs[key])
+
+    def test_generate_equals_dense_at_reduction_factor_1(self):
+        dense = keras_hub.models.T5Seq2SeqLM(self.dense_backbone())
+        coda = keras_coda.coda_wrap(dense, reduction_factor=1)
+        assert np.array_equal(self.generate(coda), self.generate(dense))
+
+    def test_generate_equals_greedy_search_without_cache(self):
+        dense = keras_hub.models.T5Seq2SeqLM(self.dense_backbone())
+        coda = keras_coda.coda_wrap(dense, reduction_factor=3)
+        # Adapters that do something.
+        for layer in coda.backbone.trained_layers():
+            randomize(layer, seed=3)
+        inputs = self.prompt()
+        for step in range(1, 5):
+            logits = ops.convert_to_numpy(coda(inputs))
+            inputs["decoder_token_ids"][:, step] = logits[:, step - 1].argmax(
+                -1
+            )
+            inputs["decoder_padding_mask"][:, step] = 1
+        assert np.array_equal(self.generate(coda), inputs["decoder_token_ids"])
+        # The compiled function follows a change of the reduction factor.
+        before = self.generate(coda, compile=False)
+        coda.reduction_factor = 12
+        encoded = coda.call_encoder(
+            inputs["encoder_token_ids"], inputs["encoder_padding_mask"]
+        )
+        assert coda.generate_function is None
+        assert_close(
+            encoded, coda.backbone(inputs)["encoder_sequence_output"]
+        )
+        after = self.generate(coda, compile=False)
+        assert before.shape == after.shape
+
+    def prompt(self):
+        """Encoder inputs and one start token a row."""
+        inputs = t5_inputs()
+        inputs["decoder_token_ids"][:, 1:] = 0
+        inputs["decoder_padding_mask"][:, 1:] = 0
+        return inputs
+
+    def generate(self, task, compile=True):
+        if compile:
+            task.compile(sampler="greedy")
+        outputs = task.generate(self.prompt(), stop_token_ids=None)
+        return ops.convert_to_numpy(outputs["decoder_token_ids"])

@@ -1,0 +1,41 @@
+import keras_hub
+
+import keras_coda
+from tests.conversion.families.family_test import FamilyTest
+from tests.conversion.models import HIDDEN_DIM
+from tests.conversion.models import NUM_LAYERS
+from tests.conversion.models import assert_close
+from tests.conversion.models import predict
+from tests.conversion.models import vit_backbone
+from tests.conversion.models import vit_inputs
+
+
+class TestViT(FamilyTest):
+    num_prefix_tokens = 1
+
+    def dense_backbone(self, **kwargs):
+        return vit_backbone(**kwargs)
+
+    def inputs(self):
+        return vit_inputs()
+
+    def dense_tasks(self, backbone):
+        return [
+            (
+                keras_hub.models.ViTImageClassifier(
+                    backbone, num_classes=3, pooling=pooling
+                ),
+                self.inputs(),
+            )
+            for pooling in ("token", "gap")
+        ]
+
+    def norm_parameters(self):
+        return (1 + 2 * NUM_LAYERS) * 2 * HIDDEN_DIM
+
+    def test_without_class_token(self):
+        dense = self.dense_backbone(use_class_token=False)
+        expected = predict(dense, self.inputs())
+        coda = keras_coda.coda_wrap(dense, reduction_factor=1)
+        assert coda.num_prefix_tokens == 0
+        assert_close(predict(coda, self.inputs()), expected)

@@ -1,0 +1,123 @@
+"""Tiny models with random weights, and what to feed them."""
+
+import keras
+import keras_hub
+import numpy as np
+
+VOCABULARY_SIZE = 50
+HIDDEN_DIM = 16
+NUM_LAYERS = 2
+IMAGE_SIZE = 16
+
+# Where padding begins in each row of a batch.
+LENGTHS = (12, 7, 12)
+
+
+def randomize(model, seed=0):
+    """Gives every weight a size that a test cannot overlook."""
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        value = rng.normal(scale=0.3, size=weight.shape)
+        if weight.name in ("gamma", "weight"):
+            value += 1.0
+        weight.assign(value)
+    return model
+
+
+def bert_backbone(seed=0, **kwargs):
+    backbone = keras_hub.models.BertBackbone(
+        **{
+            "vocabulary_size": VOCABULARY_SIZE,
+            "num_layers": NUM_LAYERS,
+            "num_heads": 2,
+            "hidden_dim": HIDDEN_DIM,
+            "intermediate_dim": 32,
+            "max_sequence_length": 64,
+            **kwargs,
+        }
+    )
+    return randomize(backbone, seed)
+
+
+def t5_backbone(seed=0, **kwargs):
+    backbone = keras_hub.models.T5Backbone(
+        **{
+            "vocabulary_size": VOCABULARY_SIZE,
+            "num_layers": NUM_LAYERS,
+            "num_heads": 2,
+            "hidden_dim": HIDDEN_DIM,
+            "intermediate_dim": 32,
+            **kwargs,
+        }
+    )
+    return randomize(backbone, seed)
+
+
+def vit_backbone(seed=0, **kwargs):
+    backbone = keras_hub.models.ViTBackbone(
+        **{
+            "image_shape": (IMAGE_SIZE, IMAGE_SIZE, 3),
+            "patch_size": 4,
+            "num_layers": NUM_LAYERS,
+            "num_heads": 2,
+            "hidden_dim": HIDDEN_DIM,
+            "mlp_dim": 32,
+            **kwargs,
+        }
+    )
+    return randomize(backbone, seed)
+
+
+def tokens(length=12, lengths=LENGTHS, seed=0):
+    """Token ids and padding mask; the real tokens depend on no length."""
+    rng = np.random.default_rng(seed)
+    token_ids = np.zeros((len(lengths), length), "int32")
+    padding_mask = np.zeros((len(lengths), length), "int32")
+    for row, real in enumerate(lengths):
+        token_ids[row, :real] = rng.integers(1, VOCABULARY_SIZE, real)
+        padding_mask[row, :real] = 1
+    return token_ids, padding_mask
+
+
+def bert_inputs(length=12, lengths=LENGTHS):
+    token_ids, padding_mask = tokens(length, lengths)
+    return {
+        "token_ids": token_ids,
+        "segment_ids": np.zeros_like(token_ids),
+        "padding_mask": padding_mask,
+    }
+
+
+def t5_inputs(length=12, lengths=LENGTHS):
+    encoder_ids, encoder_mask = tokens(length, lengths)
+    decoder_ids, decoder_mask = tokens(5, [5, 3, 4][: len(lengths)], seed=1)
+    return {
+        "encoder_token_ids": encoder_ids,
+        "encoder_padding_mask": encoder_mask,
+        "decoder_token_ids": decoder_ids,
+        "decoder_padding_mask": decoder_mask,
+    }
+
+
+def vit_inputs():
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(3, IMAGE_SIZE, IMAGE_SIZE, 3)).astype("float32")
+
+
+def predict(model, inputs):
+    """`model.predict`, with what a task adds taken out."""
+    return model.predict(inputs, verbose=0)
+
+
+def assert_close(actual, expected, atol=1e-5):
+    """Compares two structures of arrays."""
+    keras.tree.map_structure(
+        lambda a, b: np.testing.assert_allclose(
+            keras.ops.convert_to_numpy(a),
+            keras.ops.convert_to_numpy(b),
+            rtol=1e-5,
+            atol=atol,
+        ),
+        actual,
+        expected,
+    )
