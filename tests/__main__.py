@@ -1,0 +1,31 @@
+"""Runs the suite once under each backend: `python -m tests [PYTEST ARGS]`."""
+
+import os
+import subprocess
+import sys
+import time
+
+BACKENDS = ("tensorflow", "jax", "torch")
+
+
+def main():
+    results = {}
+    for backend in BACKENDS:
+        print(f"\n=== KERAS_BACKEND={backend} ===", flush=True)
+        start = time.monotonic()
+        results[backend] = subprocess.run(
+            [sys.executable, "-m", "pytest", "-n", "2", *sys.argv[1:]],
+            env={
+                "TF_CPP_MIN_LOG_LEVEL": "3",
+                **os.environ,
+                "KERAS_BACKEND": backend,
+            },
+        ).returncode
+        seconds = time.monotonic() - start
+        print(f"=== {backend}: {seconds:.0f} s ===", flush=True)
+    failed = [backend for backend, code in results.items() if code != 0]
+    sys.exit(f"Failed under: {', '.join(failed)}" if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
