@@ -6,13 +6,14 @@ fraction of the tokens through each frozen block.
 
 import importlib.util
 
+from keras_coda import callbacks
 from keras_coda import layers
 from keras_coda import ops
 from keras_coda.layers.set_reduction_factor import set_reduction_factor
 
 __version__ = "0.1.0"
 
-__all__ = ["layers", "ops", "set_reduction_factor"]
+__all__ = ["callbacks", "layers", "ops", "set_reduction_factor"]
 
 # The layers need Keras alone; the conversion of KerasHub models needs KerasHub.
 if importlib.util.find_spec("keras_hub") is not None:

@@ -5,9 +5,11 @@ No other file may import `keras.src` or touch an underscored Keras attribute;
 this is the page to mend.
 """
 
+import functools
+
 from keras.src.backend import get_keras_mask
 
-__all__ = ["get_keras_mask", "sublayers"]
+__all__ = ["forget_compiled_functions", "get_keras_mask", "sublayers"]
 
 
 def sublayers(layer, recursive=False):
@@ -22,3 +24,27 @@ def sublayers(layer, recursive=False):
         A list of `keras.layers.Layer`.
     """
     return layer._flatten_layers(include_self=False, recursive=recursive)
+
+
+def forget_compiled_functions(model):
+    """Makes a model trace its functions anew; also in the middle of `fit`.
+
+    Args:
+        model: a `keras.Model`, compiled or not.
+    """
+    for kind in ("train", "test", "predict"):
+        if getattr(model, f"{kind}_function", None) is None:
+            continue
+        # `jax.jit` keeps traces by function, and `model.train_step` is equal
+        # to itself each time: hand it a function that is not.
+        step = getattr(type(model), f"{kind}_step")
+        object.__setattr__(
+            model, f"{kind}_step", functools.partial(step, model)
+        )
+        try:
+            getattr(model, f"make_{kind}_function")(force=True)
+        finally:
+            object.__delattr__(model, f"{kind}_step")
+    # KerasHub's generative tasks compile it on the next `generate`.
+    if getattr(model, "generate_function", None) is not None:
+        model.generate_function = None

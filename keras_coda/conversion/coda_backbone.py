@@ -4,10 +4,10 @@ import weakref
 import keras
 import keras_hub
 
+from keras_coda._keras_internals import forget_compiled_functions
 from keras_coda.conversion.coda_model import CodaModel
 from keras_coda.layers import ConditionalTransformerBlock
 from keras_coda.layers.partly_frozen import PartlyFrozen
-from keras_coda.layers.set_reduction_factor import forget_compiled_functions
 from keras_coda.layers.set_reduction_factor import per_block_reduction_factors
 
 

@@ -7,6 +7,18 @@ from keras_coda.conversion.trainable_summary import trainable_summary
 class CodaModel:
     """Mixin of `CodaBackbone` and `CodaTask`."""
 
+    # The callback that changes the reduction factor during `fit`, if any.
+    _reduction_callback = None
+
+    def fit(self, *args, **kwargs):
+        """Trains the model; see `keras.Model.fit`."""
+        try:
+            return super().fit(*args, **kwargs)
+        finally:
+            # Keras does not call `on_train_end` when training is interrupted.
+            if self._reduction_callback is not None:
+                self._reduction_callback.restore()
+
     def trainable_summary(self, print_fn=None):
         """Prints how many parameters are trained, part by part.
 

@@ -58,8 +58,9 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
         inputs: float tensor of shape `(batch_size, n, hidden_dim)`.
         padding_mask: optional bool tensor of shape `(batch_size, n)`, false at
             padding. Defaults to the Keras mask.
-        attention_mask: optional bool tensor of shape `(batch_size, n, n)`,
-            true where a query (axis 1) may attend to a key (axis 2).
+        attention_mask: optional bool tensor of shape `(batch_size, n, n)`, or
+            `(1, n, n)` for all batch elements, true where a query (axis 1) may
+            attend to a key (axis 2).
         training: bool, whether dropout is active.
 
     Returns:
@@ -67,7 +68,8 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
 
     Raises:
         TypeError: if `block` is not a `DenseBlock`.
-        ValueError: if another argument is out of range or unknown.
+        ValueError: if another argument is out of range or unknown, or if a
+            mask has the wrong shape.
 
     Example:
 
@@ -178,7 +180,9 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
         weights, indices = self.router(hidden, mask=padding_mask)
 
         pairwise = {
-            "attention_mask": combine_masks(padding_mask, attention_mask),
+            "attention_mask": combine_masks(
+                inputs, padding_mask, attention_mask
+            ),
             "position_bias": position_bias,
         }
         pairwise = {k: v for k, v in pairwise.items() if v is not None}

@@ -2,6 +2,7 @@ import keras
 from keras import ops
 
 from keras_coda._keras_internals import get_keras_mask
+from keras_coda.layers.validation import validate_mask_shape
 
 
 class DenseBlock(keras.layers.Layer):
@@ -21,16 +22,54 @@ class DenseBlock(keras.layers.Layer):
 
     The dense block itself, `call`, is both steps on all rows.
 
+    Padding, from `padding_mask` or the Keras mask, is not attended to; the
+    Keras mask is passed on.
+
     Call arguments:
         inputs: float tensor of shape `(batch_size, n, hidden_dim)`.
         padding_mask: optional bool tensor of shape `(batch_size, n)`, false at
             padding, which no token attends to. Defaults to the Keras mask.
-        attention_mask: optional bool tensor of shape `(batch_size, n, n)`,
-            true where a query (axis 1) may attend to a key (axis 2).
+        attention_mask: optional bool tensor of shape `(batch_size, n, n)`, or
+            `(1, n, n)` for all batch elements, true where a query (axis 1) may
+            attend to a key (axis 2).
         training: bool, whether dropout is active.
 
     Returns:
         Tensor of shape `(batch_size, n, hidden_dim)`.
+
+    Raises:
+        ValueError: if a mask has another shape.
+
+    Example:
+
+    A post-LN block that attends and has no feedforward network:
+
+    >>> class AttentionBlock(keras_coda.layers.DenseBlock):
+    ...     def build(self, inputs_shape):
+    ...         self.attention = keras.layers.MultiHeadAttention(2, key_dim=4)
+    ...         self.attention.build(inputs_shape, inputs_shape)
+    ...         self.norm = keras.layers.LayerNormalization()
+    ...         self.norm.build(inputs_shape)
+    ...
+    ...     @property
+    ...     def norms(self):
+    ...         return [self.norm]
+    ...
+    ...     def attention_input(self, inputs):
+    ...         return inputs
+    ...
+    ...     def residual_update(
+    ...         self, rows, queries, context, attention_mask=None, training=None
+    ...     ):
+    ...         attended = self.attention(
+    ...             queries, context, attention_mask=attention_mask
+    ...         )
+    ...         return self.norm(rows + attended) - rows
+    >>> layer = keras_coda.layers.ConditionalTransformerBlock(
+    ...     AttentionBlock(), reduction_factor=2
+    ... )
+    >>> print(tuple(layer(np.ones((2, 6, 8))).shape))
+    (2, 6, 8)
     """
 
     def __init__(self, **kwargs):
@@ -75,7 +114,7 @@ class DenseBlock(keras.layers.Layer):
             rows,
             queries,
             queries,
-            attention_mask=combine_masks(padding_mask, attention_mask),
+            attention_mask=combine_masks(inputs, padding_mask, attention_mask),
             training=training,
         )
 
@@ -103,24 +142,37 @@ def split_keras_mask(inputs, padding_mask):
     return unmasked, mask if padding_mask is None else padding_mask
 
 
-def combine_masks(padding_mask, attention_mask):
+def combine_masks(inputs, padding_mask, attention_mask):
     """Which keys each query may attend to.
 
     A row of padding alone may attend everywhere: its outputs mean nothing, but
     they have to be finite.
 
     Args:
+        inputs: tensor of shape `(batch_size, n, hidden_dim)`.
         padding_mask: optional tensor of shape `(batch_size, n)`.
-        attention_mask: optional tensor of shape `(batch_size, n, n)`.
+        attention_mask: optional tensor of shape `(batch_size, n, n)`; its
+            batch size may be 1.
 
     Returns:
         `None`, or a bool tensor of shape `(batch_size, 1, n)` or
         `(batch_size, n, n)`.
+
+    Raises:
+        ValueError: if a mask has another shape.
     """
+    batch_size, length = inputs.shape[:2]
     if attention_mask is not None:
+        shared = attention_mask.shape[0] == 1
+        validate_mask_shape(
+            "attention_mask",
+            attention_mask,
+            (1 if shared else batch_size, length, length),
+        )
         attention_mask = ops.cast(attention_mask, "bool")
     if padding_mask is None:
         return attention_mask
+    validate_mask_shape("padding_mask", padding_mask, (batch_size, length))
     padding_mask = ops.cast(padding_mask, "bool")
     has_real_token = ops.any(padding_mask, axis=-1, keepdims=True)
     keys = ops.logical_or(padding_mask, ops.logical_not(has_real_token))

@@ -1,5 +1,8 @@
 """Changing the reduction factor of a model that exists already."""
 
+import keras
+
+from keras_coda._keras_internals import forget_compiled_functions
 from keras_coda._keras_internals import sublayers
 from keras_coda.layers.conditional_transformer_block import (
     ConditionalTransformerBlock,
@@ -38,6 +41,17 @@ def set_reduction_factor(model, reduction_factor):
     >>> model.layers[0].reduction_factor
     2
     """
+    blocks = conditional_blocks(model)
+    values = per_block_reduction_factors(reduction_factor, len(blocks))
+    for block, value in zip(blocks, values):
+        block.reduction_factor = value
+    for layer in [model, *sublayers(model, recursive=True)]:
+        if isinstance(layer, keras.Model):
+            forget_compiled_functions(layer)
+
+
+def conditional_blocks(model):
+    """The conditional blocks in a model, in order; it must have some."""
     blocks = [
         layer
         for layer in sublayers(model, recursive=True)
@@ -48,11 +62,7 @@ def set_reduction_factor(model, reduction_factor):
             "The model has no `ConditionalTransformerBlock`; convert it with "
             f"`keras_coda.coda_wrap` first. Received: model={model!r}"
         )
-    for block, value in zip(
-        blocks, per_block_reduction_factors(reduction_factor, len(blocks))
-    ):
-        block.reduction_factor = value
-    forget_compiled_functions(model)
+    return blocks
 
 
 def per_block_reduction_factors(reduction_factor, num_blocks):
@@ -68,16 +78,3 @@ def per_block_reduction_factors(reduction_factor, num_blocks):
     else:
         values = [reduction_factor] * num_blocks
     return [validate_reduction_factor(value) for value in values]
-
-
-def forget_compiled_functions(model):
-    """Makes `model` trace its functions anew; also in the middle of `fit`."""
-    if getattr(model, "train_function", None) is not None:
-        model.make_train_function(force=True)
-    if getattr(model, "test_function", None) is not None:
-        model.make_test_function(force=True)
-    if getattr(model, "predict_function", None) is not None:
-        model.make_predict_function(force=True)
-    # KerasHub's generative tasks compile it on the next `generate`.
-    if getattr(model, "generate_function", None) is not None:
-        model.generate_function = None

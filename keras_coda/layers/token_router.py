@@ -2,6 +2,7 @@ import keras
 from keras import ops
 
 from keras_coda.layers.validation import validate_choice
+from keras_coda.layers.validation import validate_mask_shape
 from keras_coda.layers.validation import validate_non_negative_integer
 from keras_coda.layers.validation import validate_reduction_factor
 from keras_coda.ops.routing import gather_rows
@@ -120,7 +121,7 @@ class TokenRouter(keras.layers.Layer):
 
     def call(self, inputs, mask=None):
         if mask is not None:
-            self._validate_mask(inputs, mask)
+            validate_mask_shape("mask", mask, tuple(inputs.shape[:2]))
             mask = ops.cast(mask, "bool")
         length = ops.shape(inputs)[1]
         num_routed = self.routed_length(length)
@@ -138,9 +139,7 @@ class TokenRouter(keras.layers.Layer):
         if self.num_prefix_tokens == 0:
             return weights, indices
 
-        prefix_weights = ops.ones_like(scores[:, :num_prefix])
-        if mask is not None:
-            prefix_weights = ops.cast(mask[:, :num_prefix], "float32")
+        prefix_weights = _ones(scores[:, :num_prefix], mask)
         prefix_indices = ops.broadcast_to(
             ops.arange(num_prefix, dtype="int32"), ops.shape(prefix_weights)
         )
@@ -180,39 +179,34 @@ class TokenRouter(keras.layers.Layer):
             )
         if self.method == "sigmoid":
             weights = ops.sigmoid(scores)
-        else:
-            weights = ops.ones_like(scores)
-        if mask is not None:
-            weights = weights * ops.cast(mask, weights.dtype)
-        return weights
+            return weights * _ones(scores, mask)
+        return _ones(scores, mask)
 
     def _route_all(self, scores, mask):
         if self.method in ("exact", "first_k"):
             # The constant 1, whose gradient in the scores is 0 and not absent.
             return 1.0 + 0.0 * scores
-        return self._weights(scores, ops.shape(scores)[1], mask)
-
-    def _validate_mask(self, inputs, mask):
-        shape, expected = tuple(mask.shape), tuple(inputs.shape[:2])
-        fits = len(shape) == 2 and all(
-            None in pair or pair[0] == pair[1] for pair in zip(shape, expected)
+        length = ops.shape(scores)[1]
+        num_prefix = _minimum(self.num_prefix_tokens, length)
+        weights = self._weights(
+            scores[:, num_prefix:],
+            length - num_prefix,
+            None if mask is None else mask[:, num_prefix:],
         )
-        if not fits:
-            raise ValueError(
-                "The padding mask must have shape (batch_size, n), one entry a "
-                f"token. Expected: {expected}. Received: mask.shape={shape}"
-            )
+        prefix_weights = _ones(scores[:, :num_prefix], mask)
+        return ops.concatenate([prefix_weights, weights], axis=1)
 
     def compute_mask(self, inputs, previous_mask):
         # Routed padding has weight 0; neither output has a mask of its own.
         return None
 
-    def compute_output_shape(self, inputs_shape):
-        batch_size, length = inputs_shape[:2]
-        if self.reduction_factor == 1:
-            return (batch_size, length), None
+    def compute_output_spec(self, inputs, mask=None):
+        batch_size, length = inputs.shape[:2]
         num_routed = None if length is None else self.routed_length(length)
-        return (batch_size, num_routed), (batch_size, num_routed)
+        weights = keras.KerasTensor((batch_size, num_routed), dtype="float32")
+        if self.reduction_factor == 1 or (length and num_routed == length):
+            return weights, None
+        return weights, keras.KerasTensor(weights.shape, dtype="int32")
 
     def get_config(self):
         config = super().get_config()
@@ -236,6 +230,13 @@ def _best(scores, num_chosen, mask):
         scores = ops.where(mask, scores, ops.full_like(scores, -1e30))
     indices = ops.argsort(-ops.stop_gradient(scores), axis=-1)
     return ops.cast(indices[:, :num_chosen], "int32")
+
+
+def _ones(scores, mask):
+    """Weight 1 for each token but padding; `mask` may be longer."""
+    if mask is None:
+        return ops.ones_like(scores)
+    return ops.cast(mask[:, : ops.shape(scores)[1]], scores.dtype)
 
 
 def _statically_equal(first, second):

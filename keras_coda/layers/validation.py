@@ -53,5 +53,22 @@ def validate_choice(name, value, choices):
     return value
 
 
+def validate_mask_shape(name, mask, expected):
+    """Raises a `ValueError` if `mask` is of another shape than `expected`.
+
+    `None` in either shape fits every size.
+    """
+    shape = tuple(mask.shape)
+    fits = len(shape) == len(expected) and all(
+        None in pair or pair[0] == pair[1] for pair in zip(shape, expected)
+    )
+    if not fits:
+        axes = "(batch_size, n)" if len(expected) == 2 else "(batch_size, n, n)"
+        raise ValueError(
+            f"`{name}` must have shape {axes} for inputs of n tokens. "
+            f"Expected: {expected}. Received: {name}.shape={shape}"
+        )
+
+
 def _is_number(value):
     return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -216,7 +216,10 @@ def _exact(scores, budget, epsilon, mask):
         multiplier = _multiplier(constants, free, budget, valid)
         free = ops.logical_or(always_free, constants * multiplier < 1.0)
     multiplier = _multiplier(unnormalized, free, budget, valid)
-    return ops.where(free, multiplier * unnormalized, ops.ones_like(scores))
+    weights = multiplier * unnormalized
+    # Not `minimum`: at k = n tied scores have weights of exactly 1, which do
+    # not depend on the scores, and the gradient must be 0.
+    return ops.where(weights < 1.0, weights, ops.ones_like(weights))
 
 
 def _multiplier(unnormalized, free, budget, valid):
