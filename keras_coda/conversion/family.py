@@ -20,6 +20,10 @@ class Family:
 
     backbone_cls = None
 
+    def padding_mask(self, inputs):
+        """The encoder's padding mask among the backbone's inputs, if any."""
+        return inputs["padding_mask"]
+
     def is_norm(self, layer):
         """Whether `layer` is a layer normalisation."""
         return isinstance(

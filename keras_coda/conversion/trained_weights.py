@@ -1,5 +1,7 @@
 """Which weights of a converted model are trained and belong to a task."""
 
+from keras import ops
+
 
 def backbone_of(model):
     """The backbone of a task, or the backbone itself."""
@@ -34,4 +36,6 @@ def copy_head(source, target):
     for source_weight, target_weight in zip(
         head_variables(source), head_variables(target), strict=True
     ):
-        target_weight.assign(source_weight)
+        # By way of NumPy: on JAX the two would share a buffer, which training
+        # either of them gives away.
+        target_weight.assign(ops.convert_to_numpy(source_weight))

@@ -149,6 +149,14 @@ def test_reduction_factor_within_fit():
     assert first != pytest.approx(second, rel=1e-3)
 
 
+def test_training_leaves_the_dense_task_as_it_was():
+    dense = keras_hub.models.BertTextClassifier(bert_backbone(), num_classes=2)
+    expected = predict(dense, bert_inputs())
+    coda = keras_coda.coda_wrap(dense, reduction_factor=4)
+    coda.fit(bert_inputs(), np.array([0, 1, 1]), epochs=2, verbose=0)
+    assert_close(predict(dense, bert_inputs()), expected, atol=0)
+
+
 def test_two_conversions_do_not_interfere():
     dense = bert_backbone()
     expected = predict(dense, bert_inputs())

@@ -245,6 +245,9 @@ class T5Feedforward(keras.layers.Layer):
 class T5Family(Family):
     backbone_cls = keras_hub.models.T5Backbone
 
+    def padding_mask(self, inputs):
+        return inputs["encoder_padding_mask"]
+
     def is_norm(self, layer):
         # KerasHub does not export the class.
         return type(layer).__name__ == "T5LayerNorm"

@@ -52,6 +52,9 @@ class ViTFamily(Family):
         # The class token, which the image classifier pools.
         return 1 if backbone.use_class_token else 0
 
+    def padding_mask(self, inputs):
+        return None
+
     def encoder_blocks(self, backbone):
         return backbone.get_layer("vit_encoder").encoder_layers
 

@@ -1,0 +1,184 @@
+import keras
+from keras import ops
+
+from keras_coda.conversion.coda_model import CodaModel
+from keras_coda.conversion.coda_wrap import coda_wrap
+from keras_coda.conversion.trained_weights import backbone_of
+
+
+def align(
+    coda,
+    dense,
+    x,
+    optimizer=None,
+    logits_weight=0.0,
+    temperature=1.0,
+    **fit_arguments,
+):
+    """Trains a converted model to reproduce the dense one, without labels.
+
+    The loss is the mean over encoder blocks of the squared error of the hidden
+    states, relative to the mean square of the dense model's, over real tokens.
+    With `logits_weight` the divergence of a task's output distribution from
+    the dense task's is added. Adapters, routers and layer normalisations are
+    trained as in fine-tuning; dropout is off. The dense model shares its frozen
+    weights with `coda`, so it costs no further memory.
+
+    Args:
+        coda: what `keras_coda.coda_wrap` made, a backbone or a task. Compiled
+            models stay so, with their optimizer as it was.
+        dense: the model that `coda` was made from. It is not changed.
+        x: inputs of the backbone without labels: arrays, or a dataset of
+            batches. A task's preprocessor makes them from raw inputs:
+            `task.preprocessor(texts)`.
+        optimizer: a Keras optimizer. Defaults to `AdamW` with learning rate
+            `1e-3`.
+        logits_weight: float >= 0. Weight of the divergence of the outputs,
+            which have to be logits. Needs tasks. Defaults to `0.0`.
+        temperature: float > 0. What the logits are divided by. Defaults to
+            `1.0`.
+        **fit_arguments: of `keras.Model.fit`, such as `epochs`, `batch_size`
+            and `callbacks`.
+
+    Returns:
+        The `keras.callbacks.History` of `fit`; `hidden_error` is the relative
+        squared error, 0 where the hidden states are the dense model's.
+
+    Raises:
+        TypeError: if `coda` was not converted, or `dense` is of another kind.
+        ValueError: if `logits_weight` or `temperature` is out of range.
+
+    Example:
+
+    >>> dense = keras_hub.models.ViTBackbone(
+    ...     image_shape=(8, 8, 3),
+    ...     patch_size=4,
+    ...     num_layers=1,
+    ...     num_heads=2,
+    ...     hidden_dim=8,
+    ...     mlp_dim=16,
+    ... )
+    >>> coda = keras_coda.coda_wrap(dense, reduction_factor=2)
+    >>> images = np.random.normal(size=(4, 8, 8, 3)).astype("float32")
+    >>> history = keras_coda.training.align(coda, dense, images, verbose=0)
+    >>> sorted(history.history)
+    ['hidden_error', 'loss']
+    """
+    _validate(coda, dense, logits_weight, temperature)
+    aligner = _Aligner(coda, dense, logits_weight, temperature)
+    aligner.compile(optimizer=optimizer or keras.optimizers.AdamW(1e-3))
+    return aligner.fit(x, **fit_arguments)
+
+
+def _validate(coda, dense, logits_weight, temperature):
+    if not isinstance(coda, CodaModel):
+        raise TypeError(
+            "`coda` must be a model that `keras_coda.coda_wrap` made. "
+            f"Received: coda={coda!r}"
+        )
+    dense_cls = backbone_of(coda).family.backbone_cls
+    if not isinstance(backbone_of(dense), dense_cls):
+        raise TypeError(
+            "`dense` must be the dense model that `coda` was made from, with a "
+            f"{dense_cls.__name__}. Received: dense={dense!r}"
+        )
+    if logits_weight < 0 or not temperature > 0:
+        raise ValueError(
+            "`logits_weight` must be at least 0 and `temperature` positive. "
+            f"Received: logits_weight={logits_weight}, "
+            f"temperature={temperature}"
+        )
+    are_tasks = backbone_of(coda) is not coda and backbone_of(dense) is not dense
+    if logits_weight and not are_tasks:
+        raise TypeError(
+            "`logits_weight` needs tasks, which have logits. Received: "
+            f"coda={coda!r}, dense={dense!r}"
+        )
+
+
+class _Aligner(keras.Model):
+    """What `align` fits; its losses are made in `call`."""
+
+    def __init__(self, coda, dense, logits_weight, temperature):
+        super().__init__()
+        coda_backbone = backbone_of(coda)
+        # At r = 1 with fresh adapters: the dense model, block by block.
+        teacher = coda_wrap(
+            backbone_of(dense), reduction_factor=1, adapter_dim=1
+        )
+        self.family = coda_backbone.family
+        self.states = _hidden_states(coda_backbone)
+        self.target_states = _hidden_states(teacher)
+        self.target_states.trainable = False
+        self.hidden_error = keras.metrics.Mean(name="hidden_error")
+        self.logits_weight = logits_weight
+        self.temperature = temperature
+        if logits_weight:
+            self.task = coda
+            # Within a function, so that its head is not trained.
+            self.target_task = lambda inputs: dense(inputs, training=False)
+            self.divergence = keras.metrics.Mean(name="divergence")
+
+    def call(self, inputs):
+        # Without dropout, also within `fit`.
+        losses = {
+            "hidden_error": _relative_error(
+                self.states(inputs, training=False),
+                self.target_states(inputs, training=False),
+                self.family.padding_mask(inputs),
+            )
+        }
+        if self.logits_weight:
+            losses["divergence"] = _divergence(
+                self.task(inputs, training=False) / self.temperature,
+                self.target_task(inputs) / self.temperature,
+            )
+        return losses
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        self.hidden_error.update_state(y_pred["hidden_error"])
+        if not self.logits_weight:
+            return y_pred["hidden_error"]
+        self.divergence.update_state(y_pred["divergence"])
+        weighted = self.logits_weight * y_pred["divergence"]
+        return y_pred["hidden_error"] + weighted
+
+
+def _hidden_states(backbone):
+    """A model of the outputs of the conditional blocks, by name."""
+    outputs = {}
+    for block in backbone.conditional_blocks:
+        output = block.output
+        # T5's blocks also return the position bias.
+        if isinstance(output, (list, tuple)):
+            output = output[0]
+        outputs[block.name] = output
+    return keras.Model(backbone.input, outputs)
+
+
+def _relative_error(states, targets, padding_mask):
+    """Squared error relative to the mean square, averaged over the blocks."""
+    errors = []
+    for name in states:
+        state = ops.cast(states[name], "float32")
+        target = ops.stop_gradient(ops.cast(targets[name], "float32"))
+        error = ops.mean(ops.square(state - target), axis=-1)
+        scale = ops.mean(ops.square(target), axis=-1)
+        if padding_mask is not None:
+            real = ops.cast(padding_mask, "float32")
+            error, scale = error * real, scale * real
+        errors.append(ops.sum(error) / ops.sum(scale))
+    return ops.mean(ops.stack(errors))
+
+
+def _divergence(logits, target_logits):
+    """Kullback-Leibler divergence of two distributions given by logits."""
+    log_outputs = ops.log_softmax(ops.cast(logits, "float32"))
+    log_targets = ops.log_softmax(
+        ops.stop_gradient(ops.cast(target_logits, "float32"))
+    )
+    return ops.mean(
+        ops.sum(ops.exp(log_targets) * (log_targets - log_outputs), axis=-1)
+    )

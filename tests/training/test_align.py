@@ -1,0 +1,110 @@
+import keras
+import keras_hub
+import numpy as np
+import pytest
+
+import keras_coda
+from keras_coda.conversion.trained_weights import trained_weights
+from tests.conversion.models import bert_backbone
+from tests.conversion.models import bert_inputs
+from tests.conversion.models import predict
+from tests.conversion.models import randomize
+from tests.conversion.models import t5_backbone
+from tests.conversion.models import t5_inputs
+from tests.conversion.models import vit_backbone
+from tests.conversion.models import vit_inputs
+
+MODELS = {
+    "bert": (bert_backbone, bert_inputs),
+    "t5": (t5_backbone, t5_inputs),
+    "vit": (vit_backbone, vit_inputs),
+}
+
+
+@pytest.mark.parametrize("family", sorted(MODELS))
+def test_hidden_states_come_closer(family):
+    make_backbone, make_inputs = MODELS[family]
+    dense, inputs = make_backbone(), make_inputs()
+    before = predict(dense, inputs)
+    coda = keras_coda.coda_wrap(dense, reduction_factor=3)
+    weights = coda.get_weights()
+    history = keras_coda.training.align(
+        coda,
+        dense,
+        inputs,
+        epochs=15,
+        optimizer=keras.optimizers.Adam(1e-2),
+        verbose=0,
+    )
+    errors = history.history["hidden_error"]
+    assert errors[-1] < 0.7 * errors[0]
+    # Nothing frozen was trained, in neither model.
+    trained = {id(weight) for weight in trained_weights(coda).values()}
+    for weight, old, new in zip(coda.weights, weights, coda.get_weights()):
+        assert id(weight) in trained or np.array_equal(old, new), weight.path
+    after = predict(dense, inputs)
+    for old, new in zip(keras.tree.flatten(before), keras.tree.flatten(after)):
+        np.testing.assert_array_equal(old, new)
+    assert len(coda.trainable_weights) == len(trained)
+
+
+def test_no_error_at_reduction_factor_1():
+    dense = bert_backbone()
+    coda = keras_coda.coda_wrap(dense, reduction_factor=1)
+    history = keras_coda.training.align(
+        coda,
+        dense,
+        bert_inputs(),
+        optimizer=keras.optimizers.SGD(0.0),
+        verbose=0,
+    )
+    assert history.history["hidden_error"][0] < 1e-10
+
+
+def test_the_error_is_relative_and_of_real_tokens():
+    dense, inputs = bert_backbone(num_layers=1), bert_inputs()
+    coda = keras_coda.coda_wrap(dense, reduction_factor=4)
+    history = keras_coda.training.align(
+        coda, dense, inputs, optimizer=keras.optimizers.SGD(0.0), verbose=0
+    )
+    # With one block its output is the sequence output.
+    real = inputs["padding_mask"].astype(bool)
+    target = predict(dense, inputs)["sequence_output"][real]
+    error = predict(coda, inputs)["sequence_output"][real] - target
+    assert history.history["hidden_error"][0] == pytest.approx(
+        (error**2).sum() / (target**2).sum(), rel=1e-4
+    )
+
+
+def test_logits():
+    dense = keras_hub.models.BertTextClassifier(bert_backbone(), num_classes=3)
+    randomize(dense, seed=1)
+    coda = keras_coda.coda_wrap(dense, reduction_factor=4)
+    before, flags = dense.get_weights(), [w.trainable for w in dense.weights]
+    history = keras_coda.training.align(
+        coda,
+        dense,
+        bert_inputs(),
+        logits_weight=1.0,
+        epochs=15,
+        optimizer=keras.optimizers.AdamW(1e-2),
+        verbose=0,
+    ).history
+    assert set(history) == {"loss", "hidden_error", "divergence"}
+    assert 0 <= history["divergence"][-1] < 0.5 * history["divergence"][0]
+    assert all(map(np.array_equal, before, dense.get_weights()))
+    assert flags == [w.trainable for w in dense.weights]
+
+
+def test_bad_arguments():
+    dense = bert_backbone()
+    coda = keras_coda.coda_wrap(dense)
+    align = keras_coda.training.align
+    with pytest.raises(TypeError, match="`coda` must be .* `keras_coda.coda_w"):
+        align(dense, dense, bert_inputs())
+    with pytest.raises(TypeError, match="`dense` must be .*BertBackbone"):
+        align(coda, vit_backbone(), bert_inputs())
+    with pytest.raises(ValueError, match="logits_weight=-1"):
+        align(coda, dense, bert_inputs(), logits_weight=-1)
+    with pytest.raises(TypeError, match="needs tasks"):
+        align(coda, dense, bert_inputs(), logits_weight=1.0)
