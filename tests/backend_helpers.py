@@ -5,6 +5,10 @@ import numpy as np
 
 BACKEND = keras.backend.backend()
 
+# What `jit_compile` of `keras.Model.compile` can be tried with. Compiling by
+# torch.compile takes minutes on a cold machine.
+JIT_COMPILE = [False] if BACKEND == "torch" else [True, False]
+
 
 def to_numpy(tensor):
     """A tensor as a NumPy array; bfloat16 as float32."""
@@ -19,7 +23,8 @@ def jit(function):
     if BACKEND == "jax":
         import jax
 
-        return jax.jit(function)
+        # A function of its own: `jax.jit` keeps what it compiled by function.
+        return jax.jit(lambda *args: function(*args))
     if BACKEND == "tensorflow":
         import tensorflow as tf
 

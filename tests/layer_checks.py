@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 
+from tests.backend_helpers import jit
 from tests.backend_helpers import to_numpy
 
 
@@ -42,13 +43,25 @@ def check_layer(
 
     eager_outputs = layer(inputs)
     assert _shapes(eager_outputs) == output_shape
-    symbolic_inputs = keras.Input(batch_shape=input_shape)
-    assert _shapes(layer(symbolic_inputs)) == output_shape
+    symbolic_outputs = layer(keras.Input(batch_shape=input_shape))
+    assert _shapes(symbolic_outputs) == output_shape
+    assert _dtypes(symbolic_outputs) == _dtypes(eager_outputs)
     unbuilt_outputs = make_layer()(keras.Input(input_shape[1:]))
     assert _shapes(unbuilt_outputs) == _free_batch(output_shape)
 
     _check_fit(make_layer(), inputs)
     _check_mixed_precision(make_layer, inputs, mixed_output_dtype)
+
+
+def randomize_weights(layer, seed=0):
+    """Gives every weight of a built layer a random value of order one."""
+    rng = np.random.default_rng(seed)
+    for weight in layer.weights:
+        fan_in = weight.shape[0] if len(weight.shape) > 1 else 4
+        values = rng.normal(size=weight.shape) / np.sqrt(fan_in)
+        if weight.name in ("scale", "gamma"):
+            values += 1.0
+        weight.assign(values)
 
 
 def _check_config(layer):
@@ -61,38 +74,36 @@ def _check_config(layer):
 
 
 def _check_fit(layer, inputs):
-    # What stands before it gives a layer without weights something to train.
-    before = keras.layers.Dense(inputs.shape[-1])
-    before.build(inputs.shape)
-    model = _FirstOutput(before, layer)
+    model = _Trainable(layer)
     model.compile("sgd", "mse")
-    targets = np.ones(_first_shape(layer(inputs)), "float32")
-    weights = to_numpy(before.kernel)
-    history = model.fit(inputs, targets, batch_size=len(inputs), verbose=0)
-    assert np.isfinite(history.history["loss"]).all()
-    assert np.any(to_numpy(before.kernel) != weights)
+    targets = np.full(_first_shape(layer(inputs)), 0.3, "float32")
+    model.fit(inputs, targets, batch_size=len(inputs), verbose=0)
+    assert to_numpy(model.shift) != 0.0
+    for weight in model.weights:
+        assert np.isfinite(to_numpy(weight)).all()
 
 
 def _check_mixed_precision(make_layer, inputs, output_dtype):
     layer = make_layer(dtype="mixed_bfloat16")
-    output = keras.tree.flatten(layer(inputs))[0]
+    layer.build(inputs.shape)
+    output = keras.tree.flatten(jit(layer)(inputs))[0]
     assert keras.backend.standardize_dtype(output.dtype) == output_dtype
     assert np.isfinite(to_numpy(output)).all()
     for weight in layer.weights:
         assert weight.dtype == "float32"
 
 
-@keras.saving.register_keras_serializable(package="tests")
-class _FirstOutput(keras.Model):
-    """The first output of a layer, as a model that can be fitted."""
+class _Trainable(keras.Model):
+    """The first output of a layer, and a weight for layers without any."""
 
-    def __init__(self, before, layer, **kwargs):
-        super().__init__(**kwargs)
-        self.before = before
+    def __init__(self, layer):
+        super().__init__(name="trainable")
         self.layer = layer
+        self.shift = self.add_weight(shape=(), initializer="zeros")
 
     def call(self, inputs):
-        return keras.tree.flatten(self.layer(self.before(inputs)))[0]
+        outputs = keras.tree.flatten(self.layer(inputs + self.shift))
+        return outputs[0] + self.shift
 
 
 def _first_shape(outputs):
@@ -103,6 +114,14 @@ def _shapes(outputs):
     if isinstance(outputs, (list, tuple)):
         return [_shapes(output) for output in outputs]
     return None if outputs is None else tuple(outputs.shape)
+
+
+def _dtypes(outputs):
+    return [
+        keras.backend.standardize_dtype(output.dtype)
+        for output in keras.tree.flatten(outputs)
+        if output is not None
+    ]
 
 
 def _free_batch(shape):

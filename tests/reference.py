@@ -89,7 +89,10 @@ def transformer_block(block, inputs, padding_mask=None, attention_mask=None):
 
 
 def conditional_block(layer, inputs, padding_mask=None, attention_mask=None):
-    """A `ConditionalTransformerBlock` with the `"exact"` router, eq. 4 to 8."""
+    """A `ConditionalTransformerBlock` with the `"exact"` router, eq. 4 to 8.
+
+    Prefix tokens must be real.
+    """
     block, router, adapter = layer.block, layer.router, layer.adapter
     batch_size, n, _ = inputs.shape
     masks = _pairwise_masks(batch_size, n, padding_mask, attention_mask)
@@ -102,18 +105,33 @@ def conditional_block(layer, inputs, padding_mask=None, attention_mask=None):
     ):
         hidden = _norm(block.attention_norm, x) if _pre_ln(block) else x
         scores = (hidden @ _weight(router.kernel))[:, 0]
-        # Real tokens first, and among them the highest scores.
-        best = np.lexsort((-scores, ~real))[:k]
-        weights = soft_top_k(scores, k, router.epsilon, real)
+        best, weights = _route(scores, real, k, router)
         if layer.attention == "k_to_all":
             context, mask = hidden, mask[best]
         else:
             context, mask = hidden[best], mask[best][:, best]
         update = _residual_update(block, x[best], hidden[best], context, mask)
         output = x + _adapter(adapter, hidden)
-        output[best] += weights[best, None] * update
+        output[best] += weights[:, None] * update
         outputs.append(output)
     return np.stack(outputs)
+
+
+def _route(scores, real, k, router):
+    """Positions and weights of the k tokens of a row, the prefix first."""
+    prefix = np.arange(min(router.num_prefix_tokens, len(scores)))
+    num_prefix = len(prefix)
+    k = max(k, num_prefix)
+    if k == len(scores):
+        return np.arange(k), np.ones(k)
+    scores, real = scores[num_prefix:], real[num_prefix:]
+    # Real tokens first, and among them the highest scores.
+    best = np.lexsort((-scores, ~real))[: k - num_prefix]
+    weights = soft_top_k(scores, k - num_prefix, router.epsilon, real)
+    return (
+        np.concatenate([prefix, num_prefix + best]),
+        np.concatenate([np.ones(num_prefix), weights[best]]),
+    )
 
 
 def _pairwise_masks(batch_size, n, padding_mask, attention_mask):

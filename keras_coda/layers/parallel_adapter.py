@@ -32,8 +32,8 @@ class ParallelAdapter(keras.layers.Layer):
     Example:
 
     >>> adapter = keras_coda.layers.ParallelAdapter(adapter_dim=16)
-    >>> outputs = adapter(np.ones((2, 5, 32)))
-    >>> print(tuple(outputs.shape), float(keras.ops.max(outputs)))
+    >>> outputs = keras.ops.convert_to_numpy(adapter(np.ones((2, 5, 32))))
+    >>> print(outputs.shape, outputs.max())
     (2, 5, 32) 0.0
 
     Reference:

@@ -70,7 +70,7 @@ def soft_top_k(
     >>> scores = np.array([[4.0, 1.0, 3.0, 2.0]])
     >>> weights = keras_coda.ops.soft_top_k(scores, k=2, epsilon=0.5)
     >>> print(np.round(keras.ops.convert_to_numpy(weights), 2))
-    [[1.   0.02 0.86 0.12]]
+    [[1.   0.02 0.87 0.12]]
 
     Reference:
         [Lei et al., 2023](https://arxiv.org/abs/2304.04947), eq. 12 (the

@@ -88,7 +88,9 @@ def _validate(coda, dense, logits_weight, temperature):
             f"Received: logits_weight={logits_weight}, "
             f"temperature={temperature}"
         )
-    are_tasks = backbone_of(coda) is not coda and backbone_of(dense) is not dense
+    are_tasks = (
+        backbone_of(coda) is not coda and backbone_of(dense) is not dense
+    )
     if logits_weight and not are_tasks:
         raise TypeError(
             "`logits_weight` needs tasks, which have logits. Received: "

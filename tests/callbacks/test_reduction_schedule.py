@@ -87,9 +87,7 @@ def test_each_block_has_its_own_target():
     recorder = Recorder()
     schedule = ReductionSchedule(fraction=0.4, num_stages=2, verbose=0)
     fit(coda, [schedule, recorder])
-    np.testing.assert_allclose(
-        1 / np.array(recorder.values[2]), [0.625, 0.75]
-    )
+    np.testing.assert_allclose(1 / np.array(recorder.values[2]), [0.625, 0.75])
     assert coda.reduction_factor == [4, 2]
 
 

@@ -68,9 +68,10 @@ def test_file_is_small(path):
         size for key, size in sizes.items() if not key.startswith("backbone/")
     )
     assert trained == task.trainable_summary(print_fn=str).trainable
-    assert max(
-        size for key, size in sizes.items() if key.startswith("backbone/")
-    ) <= 16
+    assert (
+        max(size for key, size in sizes.items() if key.startswith("backbone/"))
+        <= 16
+    )
 
 
 def test_bfloat16_backbone_takes_a_float32_adapter(path):

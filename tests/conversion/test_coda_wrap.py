@@ -165,7 +165,10 @@ def test_two_conversions_do_not_interfere():
     for layer in first.trained_layers():
         randomize(layer, seed=5)
     assert_close(predict(second, bert_inputs()), expected)
-    assert np.abs(
-        predict(first, bert_inputs())["pooled_output"]
-        - expected["pooled_output"]
-    ).max() > 1e-3
+    assert (
+        np.abs(
+            predict(first, bert_inputs())["pooled_output"]
+            - expected["pooled_output"]
+        ).max()
+        > 1e-3
+    )

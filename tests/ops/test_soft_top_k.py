@@ -100,9 +100,7 @@ def test_half_precision_is_computed_in_float32(solver, dtype):
     scores = keras.ops.cast(gaussian(3, 16, scale=30.0), dtype)
     weights = soft_top_k(scores, 4, solver=solver)
     assert keras.backend.standardize_dtype(weights.dtype) == dtype
-    in_float32 = soft_top_k(
-        keras.ops.cast(scores, "float32"), 4, solver=solver
-    )
+    in_float32 = soft_top_k(keras.ops.cast(scores, "float32"), 4, solver=solver)
     np.testing.assert_array_equal(
         to_numpy(weights), to_numpy(keras.ops.cast(in_float32, dtype))
     )
@@ -176,9 +174,7 @@ def test_masked_gradient_is_that_of_the_optimum():
         lambda s: (reference.soft_top_k(s, 3, mask=mask) * direction).sum(),
         scores,
     )
-    actual = gradient(
-        lambda s: soft_top_k(s, 3, mask=mask), scores, direction
-    )
+    actual = gradient(lambda s: soft_top_k(s, 3, mask=mask), scores, direction)
     assert np.abs(actual[0]).max() > 0.1
     assert np.all(actual[~mask] == 0.0)
     np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3)

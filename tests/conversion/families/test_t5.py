@@ -76,9 +76,7 @@ class TestT5(FamilyTest):
             inputs["encoder_token_ids"], inputs["encoder_padding_mask"]
         )
         assert coda.generate_function is None
-        assert_close(
-            encoded, coda.backbone(inputs)["encoder_sequence_output"]
-        )
+        assert_close(encoded, coda.backbone(inputs)["encoder_sequence_output"])
         after = self.generate(coda, compile=False)
         assert before.shape == after.shape
 

@@ -1,0 +1,86 @@
+import keras
+import numpy as np
+import pytest
+
+import keras_coda
+from tests import reference
+from tests.layers.test_conditional_transformer_block import INPUTS
+from tests.layers.test_conditional_transformer_block import assert_close
+from tests.layers.test_conditional_transformer_block import predict
+from tests.layers.test_conditional_transformer_block import random_layer
+
+
+def make_model(num_blocks=1):
+    layers = [random_layer(reduction_factor=5) for _ in range(num_blocks)]
+    return keras.Sequential([keras.Input((10, 8)), *layers])
+
+
+def expected_outputs(model):
+    outputs = INPUTS
+    for layer in model.layers:
+        outputs = reference.conditional_block(layer, outputs)
+    return outputs
+
+
+def test_a_fitted_model_uses_the_new_value():
+    model = make_model()
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+
+    def outputs_and_loss():
+        history = model.fit(INPUTS, INPUTS, verbose=0)
+        return predict(model, INPUTS), history.history["loss"][0]
+
+    before = outputs_and_loss()
+    assert_close(before[0], expected_outputs(model))
+    keras_coda.set_reduction_factor(model, 2)
+    after = outputs_and_loss()
+    assert_close(after[0], expected_outputs(model))
+    for old, new in zip(before, after):
+        assert np.abs(old - new).max() > 1e-3
+
+
+def test_one_value_per_block():
+    model = make_model(num_blocks=2)
+    keras_coda.set_reduction_factor(model, [2, 1])
+    assert [layer.reduction_factor for layer in model.layers] == [2, 1]
+    assert_close(predict(model, INPUTS), expected_outputs(model))
+    keras_coda.set_reduction_factor(model, 3)
+    assert [layer.reduction_factor for layer in model.layers] == [3, 3]
+
+
+def test_blocks_within_blocks_are_found():
+    inner = make_model(num_blocks=2)
+    inputs = keras.Input((10, 8))
+    outer = keras.Model(inputs, keras.layers.Dense(3)(inner(inputs)))
+    before = predict(outer, INPUTS)
+    inner_before = predict(inner, INPUTS)
+    keras_coda.set_reduction_factor(outer, 1)
+    assert [layer.reduction_factor for layer in inner.layers] == [1, 1]
+    assert np.abs(predict(outer, INPUTS) - before).max() > 1e-3
+    # A model inside, compiled for the old value, follows too.
+    assert np.abs(predict(inner, INPUTS) - inner_before).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "value, error, match",
+    [
+        (0.5, ValueError, "reduction_factor=0.5"),
+        ([2, 0.5], ValueError, "reduction_factor=0.5"),
+        ([2], ValueError, "each of the 2 conditional blocks.*list of 1"),
+        ([2, 2, 2], ValueError, "each of the 2 conditional blocks.*list of 3"),
+        ([], ValueError, "each of the 2 conditional blocks"),
+        ("4", TypeError, "must be a number"),
+        ([2, None], TypeError, "must be a number"),
+    ],
+)
+def test_bad_values_change_nothing(value, error, match):
+    model = make_model(num_blocks=2)
+    with pytest.raises(error, match=match):
+        keras_coda.set_reduction_factor(model, value)
+    assert [layer.reduction_factor for layer in model.layers] == [5, 5]
+
+
+def test_a_model_without_conditional_blocks():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match="no `ConditionalTransformerBlock`"):
+        keras_coda.set_reduction_factor(model, 2)
