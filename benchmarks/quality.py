@@ -5,10 +5,10 @@
 
 Fine-tunes all-MiniLM-L6-v2 on two tasks of Reuters R52:
 
-- topics: one document, 52 topics. The topic is in the first words, so truncation
-  does well here and routing cannot show what it is worth.
-- pairs: two documents in one sequence, same topic or not, balanced, topics drawn
-  evenly. Truncation never sees the second document.
+- topics: one document, 52 topics. The topic is in the first words, so
+  truncation does well here and routing cannot show what it is worth.
+- pairs: two documents in one sequence, same topic or not, balanced, topics
+  drawn evenly. Truncation never sees the second document.
 
 Every row has the same data, steps and schedule. Each finished run is written to
 DIR/quality.json at once, and a killed benchmark goes on where it stopped. Speed
