@@ -33,6 +33,7 @@ sys.path.insert(0, str(ROOT / "examples"))
 import keras
 import keras_hub
 import numpy as np
+import tensorflow as tf
 import text_data
 
 import keras_coda
@@ -181,8 +182,10 @@ def make_pairs(texts, labels, size, shuffle):
 
 
 def make_tokens(preprocessor, texts):
-    tokens = preprocessor(texts)
-    return {key: np.asarray(value) for key, value in tokens.items()}
+    # Without labels, KerasHub 0.32 would take a pair's second text for them.
+    dataset = tf.data.Dataset.from_tensors((texts, [0]))
+    tokens, _ = next(iter(dataset.map(preprocessor)))
+    return {key: value.numpy() for key, value in tokens.items()}
 
 
 # === Training ===
@@ -270,28 +273,10 @@ def optimizer(learning_rate, num_examples, epochs, arguments):
     return keras.optimizers.AdamW(schedule, weight_decay=0.0)
 
 
-class shuffled(keras.utils.PyDataset):
+def shuffled(tokens, labels, batch_size, seed):
     """Batches in another order each epoch; KerasHub tasks do not shuffle."""
-
-    def __init__(self, tokens, labels, batch_size, seed):
-        super().__init__()
-        self.tokens, self.labels = tokens, labels
-        self.batch_size = batch_size
-        self.generator = np.random.default_rng(seed)
-        self.on_epoch_end()
-
-    def __len__(self):
-        return -(-len(self.labels) // self.batch_size)
-
-    def __getitem__(self, index):
-        chosen = self.order[
-            index * self.batch_size : (index + 1) * self.batch_size
-        ]
-        batch = {key: value[chosen] for key, value in self.tokens.items()}
-        return batch, self.labels[chosen]
-
-    def on_epoch_end(self):
-        self.order = self.generator.permutation(len(self.labels))
+    dataset = tf.data.Dataset.from_tensor_slices((tokens, labels))
+    return dataset.shuffle(len(labels), seed=seed).batch(batch_size)
 
 
 def run(experiment, data, arguments):

@@ -68,7 +68,7 @@ def test_basics(block_settings):
         lambda **kwargs: make_layer(
             block_settings,
             attention="k_to_k",
-            router="coordinate_descent",
+            router="sigmoid",
             epsilon=0.1,
             num_prefix_tokens=1,
             adapter_activation="gelu",
