@@ -35,7 +35,26 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
             `1.0`.
         attention, router, epsilon: see
             `keras_coda.layers.ConditionalTransformerBlock`.
-        **kwargs: `name` and `trainable`.
+        trainable: bool. Whether what is not frozen is trainable. Defaults to
+            `True`.
+        **kwargs: `name`.
+
+    Example:
+
+    >>> dense = keras_hub.models.ViTBackbone(
+    ...     image_shape=(8, 8, 3),
+    ...     patch_size=4,
+    ...     num_layers=1,
+    ...     num_heads=2,
+    ...     hidden_dim=8,
+    ...     mlp_dim=16,
+    ... )
+    >>> backbone = keras_coda.coda_wrap(dense, reduction_factor=4)
+    >>> backbone.reduction_factor = 2
+    >>> print(isinstance(backbone, keras_coda.CodaBackbone))
+    True
+    >>> print(backbone.predict(np.ones((1, 8, 8, 3)), verbose=0).shape)
+    (1, 5, 8)
     """
 
     family = None

@@ -124,6 +124,7 @@ def test_resumed_training_goes_on_at_its_stage(tmp_path):
     )
 
 
+@pytest.mark.filterwarnings("ignore:Your input ran out of data:UserWarning")
 def test_dataset_of_unknown_length():
     def generator():
         for image, target in zip(*data()):

@@ -125,6 +125,22 @@ def test_masked_scores_get_zero_and_no_budget():
     )
 
 
+def test_budget_of_coordinate_descent_is_that_of_the_real_scores():
+    scores = gaussian(2, 64)
+    num_real = np.array([64, 32])
+    mask = np.arange(64) < num_real[:, None]
+    weights = to_numpy(
+        soft_top_k(scores, 48, solver="coordinate_descent", mask=mask)
+    )
+    for row, n in enumerate(num_real):
+        np.testing.assert_allclose(
+            weights[row, :n],
+            reference.coordinate_descent(scores[row, :n], min(48, n)),
+            rtol=1e-3,
+            atol=1e-5,
+        )
+
+
 @pytest.mark.parametrize("solver", ["exact", "coordinate_descent"])
 @pytest.mark.parametrize("scale", SCALES)
 def test_padding_changes_nothing(solver, scale):

@@ -55,6 +55,9 @@ class TestBert(FamilyTest):
         )
         assert_close(padded["pooled_output"], outputs["pooled_output"])
 
+    # Keras warns of the softmax over one key.
+    @pytest.mark.filterwarnings("ignore:.*softmax over axis:UserWarning")
+    @pytest.mark.filterwarnings("ignore:Exception enc.*Softmax:UserWarning")
     def test_lengths_and_an_empty_row(self):
         coda = keras_coda.coda_wrap(self.dense_backbone(), reduction_factor=4)
         for length, lengths in [(12, (12, 0)), (3, (2, 3, 1)), (1, (1,))]:
