@@ -7,6 +7,12 @@ import time
 
 BACKENDS = ("tensorflow", "jax", "torch")
 
+# Tiny models are compiled often and run once.
+XLA_FLAGS = (
+    "--xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true"
+)
+
 
 def main():
     results = {}
@@ -17,6 +23,7 @@ def main():
             [sys.executable, "-m", "pytest", "-n", "2", *sys.argv[1:]],
             env={
                 "TF_CPP_MIN_LOG_LEVEL": "3",
+                "XLA_FLAGS": XLA_FLAGS,
                 **os.environ,
                 "KERAS_BACKEND": backend,
             },

@@ -102,7 +102,7 @@ class _Aligner(keras.Model):
     """What `align` fits; its losses are made in `call`."""
 
     def __init__(self, coda, dense, logits_weight, temperature):
-        super().__init__()
+        super().__init__(name="aligner")
         coda_backbone = backbone_of(coda)
         # At r = 1 with fresh adapters: the dense model, block by block.
         teacher = coda_wrap(

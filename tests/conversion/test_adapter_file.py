@@ -101,7 +101,7 @@ def refused(task, path, match):
         ({"epsilon": 0.1}, "epsilon=0.03.*epsilon=0.1"),
         ({"num_classes": 2}, "head/logits/kernel.*16, 3.*16, 2"),
         ({"backbone": {"num_layers": 3}}, "num_layers=2.*num_layers=3"),
-        ({"backbone": {"seed": 5}}, "token_embedding/embeddings' differs"),
+        ({"backbone": {"seed": 5}}, "embeddings' differs"),
     ],
 )
 def test_other_settings_are_refused(path, settings, match):
