@@ -6,6 +6,7 @@ import re
 import keras_hub
 import numpy as np
 
+import keras_coda
 from tests.conversion.models import bert_backbone
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -41,10 +42,18 @@ def test_usage_example(monkeypatch, tmp_path, capsys):
         keras_hub.models.BertTextClassifier, "from_preset", from_preset
     )
     monkeypatch.chdir(tmp_path)
-    (usage,) = blocks("python")
+    usage, recipes = blocks("python")
     variables = {}
     exec(usage, variables)
     assert "trainable" in capsys.readouterr().out
     outputs = variables["classifier"].predict(["what a film"], verbose=0)
     assert np.all(np.isfinite(outputs))
     assert (tmp_path / "films.safetensors").exists()
+
+    dense = from_preset("any", num_classes=2)
+    variables["dense_classifier"] = dense
+    variables["texts"], variables["labels"] = ["a film"] * 4, [0, 1, 0, 1]
+    variables["inputs"] = preprocessor(variables["texts"])
+    variables["classifier"] = keras_coda.coda_wrap(dense)
+    exec(recipes, variables)
+    assert variables["classifier"].reduction_factor == 4
