@@ -1,5 +1,6 @@
 """Training recipes beyond plain fine-tuning."""
 
 from keras_coda.training.align import align
+from keras_coda.training.span_corruption import corrupt_spans
 
-__all__ = ["align"]
+__all__ = ["align", "corrupt_spans"]
