@@ -24,6 +24,8 @@ def main():
             env={
                 "TF_CPP_MIN_LOG_LEVEL": "3",
                 "XLA_FLAGS": XLA_FLAGS,
+                # Two test processes share two cores.
+                "OMP_NUM_THREADS": "1",
                 **os.environ,
                 "KERAS_BACKEND": backend,
             },

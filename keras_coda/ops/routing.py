@@ -76,10 +76,11 @@ def scatter_rows(rows, indices, length):
     rows = ops.convert_to_tensor(rows)
     indices = ops.convert_to_tensor(indices)
     batch_size, num_rows, dim = ops.shape(rows)
-    outputs = ops.scatter(
+    # Not `ops.scatter`, which is a Python loop over the rows on PyTorch.
+    outputs = ops.scatter_update(
+        ops.zeros((batch_size * length, dim), dtype=rows.dtype),
         ops.reshape(_flat_indices(indices, length), (-1, 1)),
         ops.reshape(rows, (batch_size * num_rows, dim)),
-        (batch_size * length, dim),
     )
     return ops.reshape(outputs, (batch_size, length, dim))
 
