@@ -10,15 +10,22 @@ import pkgutil
 
 import keras
 
+from keras_coda.layers import ConditionalTransformerBlock
+
 
 class Family:
     """What `coda_wrap` has to know about a KerasHub backbone class.
 
     Attributes:
         backbone_cls: the KerasHub backbone class.
+        block_cls: the `DenseBlock` made from an encoder block; it takes
+            `layer, copy_norm, **kwargs`.
+        conditional_block_cls: the `ConditionalTransformerBlock` around it.
     """
 
     backbone_cls = None
+    block_cls = None
+    conditional_block_cls = ConditionalTransformerBlock
 
     def padding_mask(self, inputs):
         """The encoder's padding mask among the backbone's inputs, if any."""
@@ -39,14 +46,15 @@ class Family:
         """The layers to route, in order."""
         raise NotImplementedError
 
-    def conditional_block(self, layer, **settings):
-        """The `ConditionalTransformerBlock` that replaces an encoder block.
+    def conditional_block(self, layer, dtype, **settings):
+        """What replaces an encoder block.
 
         It shares the frozen weights of `layer` and copies its layer
-        normalisations with `copy_norm`. `settings` are the arguments of
+        normalisations. `settings` are the arguments of
         `ConditionalTransformerBlock` after `block`.
         """
-        raise NotImplementedError
+        block = self.block_cls(layer, self.copy_norm, dtype=dtype, name="block")
+        return self.conditional_block_cls(block, dtype=dtype, **settings)
 
     def copy_norm(self, norm, name):
         """A copy, with its weights, of a built layer normalisation.

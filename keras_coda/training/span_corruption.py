@@ -68,9 +68,7 @@ def corrupt_spans(
             f"first_sentinel_id={first_sentinel_id}"
         )
     hidden_lengths = _random_partition(num_hidden, num_spans, generator)
-    shown_lengths = _random_partition(
-        length - num_hidden, num_spans, generator
-    )
+    shown_lengths = _random_partition(length - num_hidden, num_spans, generator)
     inputs, targets, start = [], [], 0
     for span, (shown, hidden) in enumerate(zip(shown_lengths, hidden_lengths)):
         sentinel = [first_sentinel_id - span]

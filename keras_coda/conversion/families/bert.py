@@ -7,7 +7,6 @@ from keras_coda._keras_internals import sublayers
 from keras_coda.conversion.coda_backbone import CodaBackbone
 from keras_coda.conversion.coda_task import CodaTask
 from keras_coda.conversion.family import Family
-from keras_coda.layers import ConditionalTransformerBlock
 from keras_coda.layers import DenseBlock
 
 
@@ -57,6 +56,7 @@ class BertBlock(DenseBlock):
 
 class BertFamily(Family):
     backbone_cls = keras_hub.models.BertBackbone
+    block_cls = BertBlock
 
     def num_prefix_tokens(self, backbone):
         # [CLS], which the pooled output is made of.
@@ -64,10 +64,6 @@ class BertFamily(Family):
 
     def encoder_blocks(self, backbone):
         return backbone.transformer_layers
-
-    def conditional_block(self, layer, dtype, **settings):
-        block = BertBlock(layer, self.copy_norm, dtype=dtype, name="block")
-        return ConditionalTransformerBlock(block, dtype=dtype, **settings)
 
 
 @keras.saving.register_keras_serializable(package="keras_coda")

@@ -244,6 +244,8 @@ class T5Feedforward(keras.layers.Layer):
 
 class T5Family(Family):
     backbone_cls = keras_hub.models.T5Backbone
+    block_cls = T5EncoderBlock
+    conditional_block_cls = T5ConditionalBlock
 
     def padding_mask(self, inputs):
         return inputs["encoder_padding_mask"]
@@ -263,10 +265,6 @@ class T5Family(Family):
 
     def encoder_blocks(self, backbone):
         return backbone.encoder_transformer_layers
-
-    def conditional_block(self, layer, dtype, **settings):
-        block = T5EncoderBlock(layer, self.copy_norm, dtype=dtype, name="block")
-        return T5ConditionalBlock(block, dtype=dtype, **settings)
 
     def decoder_blocks(self, backbone):
         return backbone.decoder_transformer_layers

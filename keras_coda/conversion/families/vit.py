@@ -6,7 +6,6 @@ import keras_hub
 from keras_coda.conversion.coda_backbone import CodaBackbone
 from keras_coda.conversion.coda_task import CodaTask
 from keras_coda.conversion.family import Family
-from keras_coda.layers import ConditionalTransformerBlock
 from keras_coda.layers import DenseBlock
 
 
@@ -47,6 +46,7 @@ class ViTBlock(DenseBlock):
 
 class ViTFamily(Family):
     backbone_cls = keras_hub.models.ViTBackbone
+    block_cls = ViTBlock
 
     def num_prefix_tokens(self, backbone):
         # The class token, which the image classifier pools.
@@ -57,10 +57,6 @@ class ViTFamily(Family):
 
     def encoder_blocks(self, backbone):
         return backbone.get_layer("vit_encoder").encoder_layers
-
-    def conditional_block(self, layer, dtype, **settings):
-        block = ViTBlock(layer, self.copy_norm, dtype=dtype, name="block")
-        return ConditionalTransformerBlock(block, dtype=dtype, **settings)
 
     def expand(self, layer):
         if hasattr(layer, "encoder_layers"):
