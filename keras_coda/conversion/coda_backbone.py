@@ -143,9 +143,7 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
         self.router = router
         self.epsilon = epsilon
         # As text, because Keras tracks what is inside a dict attribute.
-        self._dense_config = json.dumps(
-            keras.saving.serialize_keras_object(backbone)
-        )
+        self._dense_config = json.dumps(_serialize_uncompiled(backbone))
         self._tasks = weakref.WeakSet()
 
     @property
@@ -219,6 +217,13 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
                 "config": {**backbone["config"], "dtype": dtype},
             }
         return cls(**config)
+
+
+def _serialize_uncompiled(model):
+    """The config of a model, without what `compile` and `build` add."""
+    serialized = keras.saving.serialize_keras_object(model)
+    keys = ("module", "class_name", "config", "registered_name")
+    return {key: serialized[key] for key in keys}
 
 
 def _replacement(layer, make, **settings):

@@ -69,6 +69,18 @@ class TestBert(FamilyTest):
             )
             assert np.all(np.isfinite(outputs["sequence_output"]))
 
+    def test_dtype_of_a_preset(self, tmp_path):
+        dense = keras_hub.models.BertTextClassifier(
+            self.dense_backbone(), num_classes=2
+        )
+        coda = keras_coda.coda_wrap(dense)
+        coda.save_to_preset(tmp_path / "preset")
+        for cls in (keras_hub.models.Backbone, type(dense)):
+            loaded = cls.from_preset(str(tmp_path / "preset"), dtype="bfloat16")
+            backbone = getattr(loaded, "backbone", loaded)
+            for layer in (loaded, *backbone.conditional_blocks):
+                assert layer.compute_dtype == "bfloat16"
+
     def test_no_dropout_uses_fused_attention(self):
         # Keras then calls `ops.dot_product_attention`, another code path.
         dense = self.dense_backbone(dropout=0.0)
