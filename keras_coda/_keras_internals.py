@@ -21,9 +21,18 @@ def sublayers(layer, recursive=False):
             `False`.
 
     Returns:
-        A list of `keras.layers.Layer`.
+        A list of `keras.layers.Layer`, each once, in the order in which their
+        parents hold them.
     """
-    return layer._flatten_layers(include_self=False, recursive=recursive)
+    children = layer._flatten_layers(include_self=False, recursive=False)
+    if not recursive:
+        return children
+    # Keras's own recursion reverses the children of what is nested.
+    found = {}
+    for child in children:
+        for descendant in [child, *sublayers(child, recursive=True)]:
+            found.setdefault(id(descendant), descendant)
+    return list(found.values())
 
 
 def forget_compiled_functions(model):

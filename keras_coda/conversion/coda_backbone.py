@@ -9,6 +9,7 @@ from keras_coda.conversion.coda_model import CodaModel
 from keras_coda.layers import ConditionalTransformerBlock
 from keras_coda.layers.partly_frozen import PartlyFrozen
 from keras_coda.layers.set_reduction_factor import per_block_reduction_factors
+from keras_coda.layers.set_reduction_factor import set_reduction_factor
 
 
 class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
@@ -177,12 +178,9 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
 
     @reduction_factor.setter
     def reduction_factor(self, value):
-        blocks = self.conditional_blocks
-        values = per_block_reduction_factors(value, len(blocks))
-        for block, block_value in zip(blocks, values):
-            block.reduction_factor = block_value
-        for model in [self, *self._tasks]:
-            forget_compiled_functions(model)
+        set_reduction_factor(self, value)
+        for task in self._tasks:
+            forget_compiled_functions(task)
 
     def get_config(self):
         config = super().get_config()

@@ -95,6 +95,17 @@ def test_backbone_in_a_model_of_ones_own():
     assert coda.reduction_factor == 1
 
 
+def test_a_list_of_reduction_factors_keeps_its_order_in_a_nested_model():
+    task = keras_coda.coda_wrap(
+        keras_hub.models.BertTextClassifier(bert_backbone(), num_classes=2)
+    )
+    keras_coda.set_reduction_factor(task, [2, 3])
+    assert task.backbone.reduction_factor == [2, 3]
+    outer = keras.Model(task.input, task(task.input))
+    keras_coda.set_reduction_factor(outer, [5, 6])
+    assert task.backbone.reduction_factor == [5, 6]
+
+
 def test_reduction_factor_of_a_fitted_task():
     task = keras_coda.coda_wrap(
         keras_hub.models.BertTextClassifier(bert_backbone(), num_classes=2)
