@@ -1,6 +1,7 @@
 """Training recipes beyond plain fine-tuning."""
 
 from keras_coda.training.align import align
+from keras_coda.training.calibrate import calibrate
 from keras_coda.training.span_corruption import corrupt_spans
 
-__all__ = ["align", "corrupt_spans"]
+__all__ = ["align", "calibrate", "corrupt_spans"]
