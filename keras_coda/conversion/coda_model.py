@@ -1,7 +1,13 @@
 """What a converted backbone and a converted task have in common."""
 
+import os
+import tempfile
+
+import keras
+
 from keras_coda.conversion import adapter_file
 from keras_coda.conversion.trainable_summary import trainable_summary
+from keras_coda.layers.partly_frozen import lora_layers
 
 
 class CodaModel:
@@ -12,6 +18,8 @@ class CodaModel:
 
     def fit(self, *args, **kwargs):
         """Trains the model; see `keras.Model.fit`."""
+        for layer in lora_layers(self):
+            _restart_lora(layer)
         try:
             return super().fit(*args, **kwargs)
         finally:
@@ -32,6 +40,37 @@ class CodaModel:
             dict of the trainable counts.
         """
         return trainable_summary(self, print_fn)
+
+    def merge_lora(self):
+        """Makes a model whose projections hold what LoRA learned.
+
+        It computes the same with fewer operations, for inference. Adapters and
+        routers stay as they are.
+
+        Returns:
+            A model of the same class with `lora_rank=None` and weights of its
+            own; this model is left as it is.
+
+        Raises:
+            ValueError: if the model was converted without `lora_rank`.
+        """
+        if not lora_layers(self):
+            raise ValueError(
+                "The model has no LoRA to merge; it was converted without "
+                "`lora_rank`."
+            )
+        config = self.get_config()
+        if "lora_rank" in config:
+            config["lora_rank"] = None
+        else:
+            config["backbone"]["config"]["lora_rank"] = None
+        merged = type(self).from_config(config)
+        with tempfile.TemporaryDirectory() as folder:
+            # Keras merges LoRA in every file of weights.
+            path = os.path.join(folder, "merged.weights.h5")
+            self.save_weights(path)
+            merged.load_weights(path)
+        return merged
 
     def save_adapter(self, path):
         """Saves what was trained, without the frozen backbone.
@@ -63,3 +102,15 @@ class CodaModel:
             FileNotFoundError: if there is no such file.
         """
         adapter_file.load_adapter(self, path)
+
+
+def _restart_lora(layer):
+    """Makes LoRA trainable again after Keras has merged it into a file.
+
+    Both matrices are zero then, and so would all gradients be.
+    """
+    kernel_a, kernel_b = layer.lora_kernel_a, layer.lora_kernel_b
+    if not keras.ops.any(kernel_a) and not keras.ops.any(kernel_b):
+        # Keras's own initializer of the first matrix.
+        initializer = keras.initializers.HeUniform()
+        kernel_a.assign(initializer(kernel_a.shape, dtype=kernel_a.dtype))

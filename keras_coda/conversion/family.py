@@ -21,11 +21,14 @@ class Family:
         block_cls: the `DenseBlock` made from an encoder block; it takes
             `layer, copy_norm, **kwargs`.
         conditional_block_cls: the `ConditionalTransformerBlock` around it.
+        lora_layer_names: the names of the projections that LoRA changes, in
+            every attention layer.
     """
 
     backbone_cls = None
     block_cls = None
     conditional_block_cls = ConditionalTransformerBlock
+    lora_layer_names = ("query", "value")
 
     def padding_mask(self, inputs):
         """The encoder's padding mask among the backbone's inputs, if any."""

@@ -6,6 +6,8 @@ from rich.table import Table
 from keras_coda.conversion.trained_weights import backbone_of
 from keras_coda.layers import ParallelAdapter
 from keras_coda.layers import TokenRouter
+from keras_coda.layers.partly_frozen import lora_layers
+from keras_coda.layers.partly_frozen import lora_weights
 
 
 class TrainableSummary(NamedTuple):
@@ -20,8 +22,18 @@ class TrainableSummary(NamedTuple):
 def trainable_summary(model, print_fn=None):
     """Prints and returns how many parameters of a model are trained."""
     backbone = backbone_of(model)
-    parts = {"adapters": 0, "routers": 0, "layer norms": 0, "task head": 0}
-    part_of = {}
+    parts = {
+        "adapters": 0,
+        "routers": 0,
+        "layer norms": 0,
+        "LoRA": 0,
+        "task head": 0,
+    }
+    part_of = {
+        id(weight): "LoRA"
+        for layer in lora_layers(backbone)
+        for weight in lora_weights(layer)
+    }
     for layer in backbone.trained_layers():
         part = _part(layer)
         part_of.update({id(weight): part for weight in layer.weights})

@@ -2,6 +2,9 @@
 
 from keras import ops
 
+from keras_coda.layers.partly_frozen import lora_layers
+from keras_coda.layers.partly_frozen import lora_weights
+
 
 def backbone_of(model):
     """The backbone of a task, or the backbone itself."""
@@ -9,7 +12,7 @@ def backbone_of(model):
 
 
 def trained_weights(model):
-    """The adapters, routers, norms and head of a model, by path.
+    """The adapters, routers, norms, LoRA and head of a model, by path.
 
     The paths of a task's head start with `head/`.
     """
@@ -19,6 +22,8 @@ def trained_weights(model):
         for layer in backbone.trained_layers()
         for weight in layer.weights
     }
+    for layer in lora_layers(backbone):
+        weights.update({w.path: w for w in lora_weights(layer)})
     if model is not backbone:
         for weight in head_variables(model):
             weights[f"head/{weight.path}"] = weight

@@ -24,8 +24,23 @@ class PartlyFrozen:
             self.freeze()
 
     def freeze(self):
-        """Freezes all weights but those of `trained_layers`."""
-        _freeze_all_but({id(layer) for layer in self.trained_layers()}, self)
+        """Freezes all weights but those of `trained_layers`, and LoRA's."""
+        trained = [*self.trained_layers(), *lora_layers(self)]
+        _freeze_all_but({id(layer) for layer in trained}, self)
+
+
+def lora_layers(layer):
+    """The sublayers, at any depth, in which LoRA is enabled."""
+    return [
+        sublayer
+        for sublayer in sublayers(layer, recursive=True)
+        if getattr(sublayer, "lora_enabled", False)
+    ]
+
+
+def lora_weights(layer):
+    """The two trained matrices of a layer in which LoRA is enabled."""
+    return [layer.lora_kernel_a, layer.lora_kernel_b]
 
 
 def _freeze_all_but(trained_ids, layer):
@@ -34,12 +49,19 @@ def _freeze_all_but(trained_ids, layer):
         descendants = sublayers(child, recursive=True)
         if id(child) in trained_ids:
             child.trainable = True
+            if getattr(child, "lora_enabled", False):
+                _freeze_own_weights(child, lora_weights(child))
         elif any(id(descendant) in trained_ids for descendant in descendants):
             child.trainable = True
             _freeze_all_but(trained_ids, child)
         else:
             child.trainable = False
-    child_weight_ids = {id(w) for child in children for w in child.weights}
+    _freeze_own_weights(layer, [w for child in children for w in child.weights])
+
+
+def _freeze_own_weights(layer, others):
+    """Freezes the weights of `layer` that are not among `others`."""
+    other_ids = {id(weight) for weight in others}
     for weight in layer.weights:
-        if id(weight) not in child_weight_ids:
+        if id(weight) not in other_ids:
             weight.trainable = False

@@ -246,6 +246,7 @@ class T5Family(Family):
     backbone_cls = keras_hub.models.T5Backbone
     block_cls = T5EncoderBlock
     conditional_block_cls = T5ConditionalBlock
+    lora_layer_names = ("query_projector", "value_projector")
 
     def padding_mask(self, inputs):
         return inputs["encoder_padding_mask"]
