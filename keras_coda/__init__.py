@@ -17,15 +17,16 @@ __all__ = ["callbacks", "layers", "ops", "set_reduction_factor"]
 
 # The layers need Keras alone; the conversion of KerasHub models needs KerasHub.
 if importlib.util.find_spec("keras_hub") is not None:
+    from keras_coda import analysis
     from keras_coda import training
     from keras_coda.conversion import CodaBackbone
     from keras_coda.conversion import coda_wrap
 
-    __all__ += ["CodaBackbone", "coda_wrap", "training"]
+    __all__ += ["CodaBackbone", "analysis", "coda_wrap", "training"]
 else:
 
     def __getattr__(name):
-        if name in ("CodaBackbone", "coda_wrap", "training"):
+        if name in ("CodaBackbone", "analysis", "coda_wrap", "training"):
             raise ImportError(
                 f"`keras_coda.{name}` needs KerasHub. "
                 "Run `pip install keras-coda[hub]`."

@@ -113,6 +113,10 @@ def conditional_block(layer, inputs, padding_mask=None, attention_mask=None):
         update = _residual_update(block, x[best], hidden[best], context, mask)
         output = x + _adapter(adapter, hidden)
         output[best] += weights[:, None] * update
+        if layer.shortcut is not None:
+            missed = np.ones(n)
+            missed[best] -= weights
+            output += missed[:, None] * _adapter(layer.shortcut, hidden)
         outputs.append(output)
     return np.stack(outputs)
 
@@ -191,7 +195,8 @@ def _gelu(x):
 
 def _adapter(adapter, inputs):
     hidden = inputs @ _weight(adapter.down.kernel) + _weight(adapter.down.bias)
-    hidden = np.maximum(hidden, 0.0)
+    if adapter.activation is not keras.activations.linear:
+        hidden = np.maximum(hidden, 0.0)
     outputs = hidden @ _weight(adapter.up.kernel) + _weight(adapter.up.bias)
     return adapter.scale * outputs
 

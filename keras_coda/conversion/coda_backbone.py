@@ -5,11 +5,13 @@ import keras
 import keras_hub
 
 from keras_coda._keras_internals import forget_compiled_functions
+from keras_coda._keras_internals import sublayers
 from keras_coda.conversion.coda_model import CodaModel
 from keras_coda.layers import ConditionalTransformerBlock
 from keras_coda.layers.partly_frozen import PartlyFrozen
 from keras_coda.layers.set_reduction_factor import per_block_reduction_factors
 from keras_coda.layers.set_reduction_factor import set_reduction_factor
+from keras_coda.layers.validation import validate_positive_integer
 
 
 class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
@@ -34,8 +36,9 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
         adapter_activation: a Keras activation. Defaults to `"relu"`.
         adapter_scale: float. Factor on the adapters' outputs. Defaults to
             `1.0`.
-        attention, router, epsilon: see
+        shortcut_dim, attention, router, epsilon: see
             `keras_coda.layers.ConditionalTransformerBlock`.
+        lora_rank: optional int >= 1, see `keras_coda.coda_wrap`.
         trainable: bool. Whether what is not frozen is trainable. Defaults to
             `True`.
         **kwargs: `name`.
@@ -68,15 +71,25 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
         adapter_dim=64,
         adapter_activation="relu",
         adapter_scale=1.0,
+        shortcut_dim=None,
         attention="k_to_all",
         router="exact",
         epsilon=0.03,
+        lora_rank=None,
         trainable=True,
         **kwargs,
     ):
         if isinstance(backbone, dict):
             backbone = keras.saving.deserialize_keras_object(backbone)
+        elif lora_rank is not None:
+            # LoRA changes the projections, which would else be shared.
+            backbone = _copy_model(backbone)
         family = self.family
+        if lora_rank is not None:
+            validate_positive_integer("lora_rank", lora_rank)
+            for layer in sublayers(backbone, recursive=True):
+                if layer.name in family.lora_layer_names:
+                    layer.enable_lora(lora_rank)
         if num_prefix_tokens == "auto":
             num_prefix_tokens = family.num_prefix_tokens(backbone)
         adapter_settings = {
@@ -88,6 +101,7 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
             "adapter_dim": adapter_dim,
             "adapter_activation": adapter_activation,
             "adapter_scale": adapter_scale,
+            "shortcut_dim": shortcut_dim,
             "attention": attention,
             "router": router,
             "epsilon": epsilon,
@@ -140,9 +154,11 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
         self.adapter_dim = adapter_dim
         self.adapter_activation = keras.activations.get(adapter_activation)
         self.adapter_scale = adapter_scale
+        self.shortcut_dim = shortcut_dim
         self.attention = attention
         self.router = router
         self.epsilon = epsilon
+        self.lora_rank = lora_rank
         # As text, because Keras tracks what is inside a dict attribute.
         self._dense_config = json.dumps(_serialize_uncompiled(backbone))
         self._tasks = weakref.WeakSet()
@@ -182,6 +198,14 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
         for task in self._tasks:
             forget_compiled_functions(task)
 
+    def enable_lora(self, rank, target_layer_names=None):
+        """Not available: LoRA is part of the conversion."""
+        raise ValueError(
+            "LoRA is enabled when a model is converted, so that adapters and "
+            "routers train beside it: "
+            f"`keras_coda.coda_wrap(model, lora_rank={rank})`."
+        )
+
     def get_config(self):
         config = super().get_config()
         # The dense backbone's config has it.
@@ -196,9 +220,11 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
                     self.adapter_activation
                 ),
                 "adapter_scale": self.adapter_scale,
+                "shortcut_dim": self.shortcut_dim,
                 "attention": self.attention,
                 "router": self.router,
                 "epsilon": self.epsilon,
+                "lora_rank": self.lora_rank,
             }
         )
         return config
@@ -215,6 +241,12 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
                 "config": {**backbone["config"], "dtype": dtype},
             }
         return cls(**config)
+
+
+def _copy_model(model):
+    copy = keras.saving.deserialize_keras_object(_serialize_uncompiled(model))
+    copy.set_weights(model.get_weights())
+    return copy
 
 
 def _serialize_uncompiled(model):

@@ -19,6 +19,8 @@ def coda_wrap(
     epsilon=0.03,
     adapter_activation="relu",
     adapter_scale=1.0,
+    shortcut_dim=None,
+    lora_rank=None,
 ):
     """Converts a KerasHub model to conditional adapters (CoDA).
 
@@ -55,6 +57,14 @@ def coda_wrap(
         adapter_activation: a Keras activation. Defaults to `"relu"`.
         adapter_scale: float. Factor on the adapters' outputs. Defaults to
             `1.0`.
+        shortcut_dim: optional int >= 1. Rank of a linear estimate of the
+            update that the tokens which are not routed miss; fit it with
+            `keras_coda.training.calibrate`. Defaults to `None`, no estimate,
+            as in the paper.
+        lora_rank: optional int >= 1. Rank of LoRA on the frozen query and
+            value projections, trained too. LoRA changes those projections, so
+            the backbone is then copied and not shared with `model`. Defaults
+            to `None`, no LoRA.
 
     Returns:
         A `keras_coda.CodaBackbone` for a backbone. For a task, a task of the
@@ -99,6 +109,8 @@ def coda_wrap(
         "epsilon": epsilon,
         "adapter_activation": adapter_activation,
         "adapter_scale": adapter_scale,
+        "shortcut_dim": shortcut_dim,
+        "lora_rank": lora_rank,
     }
     backbone = backbone_of(model)
     if isinstance(backbone, CodaModel):

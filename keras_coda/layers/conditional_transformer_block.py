@@ -27,6 +27,12 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
     where h is what the block's attention reads. With `reduction_factor=1` and
     a fresh adapter the outputs are those of the wrapped block.
 
+    With `shortcut_dim` the tokens that are left out get an estimate of the
+    update that they miss, a low-rank linear function of h:
+    `scatter(weights * update) + (1 - weights) * shortcut(h)`. It adds nothing
+    where a token is routed with weight 1, so the identity above holds for any
+    shortcut.
+
     Padding, from `padding_mask` or the Keras mask, is not routed before a real
     token, is not attended to and cannot change a real token's output.
 
@@ -50,6 +56,9 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
         adapter_activation: a Keras activation. Defaults to `"relu"`.
         adapter_scale: float. Factor on the adapter's output. Defaults to
             `1.0`.
+        shortcut_dim: optional int >= 1. Rank of the shortcut of the tokens
+            that are not routed, which `keras_coda.training.calibrate` fits.
+            Defaults to `None`, no shortcut, as in the paper.
         freeze_block: bool. Whether only the adapter, the router and the
             block's layer normalisations are trainable. Defaults to `True`.
         **kwargs: see `keras.layers.Layer`.
@@ -84,7 +93,9 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
         [Lei et al., 2023](https://arxiv.org/abs/2304.04947), eq. 4 to 8. Eq. 6
         normalises the normalised rows again; this layer normalises the raw
         residual instead, which makes `reduction_factor=1` the pretrained block
-        exactly.
+        exactly. The shortcut is not the paper's; linear maps in the place of
+        Transformer blocks are those of
+        [Din et al., 2023](https://arxiv.org/abs/2303.09435).
     """
 
     def __init__(
@@ -98,6 +109,7 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
         num_prefix_tokens=0,
         adapter_activation="relu",
         adapter_scale=1.0,
+        shortcut_dim=None,
         freeze_block=True,
         **kwargs,
     ):
@@ -125,6 +137,14 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
             dtype=self.dtype_policy,
             name="adapter",
         )
+        self.shortcut = None
+        if shortcut_dim is not None:
+            self.shortcut = ParallelAdapter(
+                adapter_dim=shortcut_dim,
+                activation="linear",
+                dtype=self.dtype_policy,
+                name="shortcut",
+            )
         self.freeze_block = freeze_block
         self.supports_masking = True
 
@@ -133,15 +153,17 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
             self.block.build(inputs_shape)
         self.router.build(inputs_shape)
         self.adapter.build(inputs_shape)
+        if self.shortcut is not None:
+            self.shortcut.build(inputs_shape)
         if self.trainable:
             self.freeze()
 
     def trained_layers(self):
         if not self.block.built:
             return []
-        if not self.freeze_block:
-            return [self.block, self.router, self.adapter]
-        return [*self.block.norms, self.router, self.adapter]
+        block = self.block.norms if self.freeze_block else [self.block]
+        shortcut = [] if self.shortcut is None else [self.shortcut]
+        return [*block, self.router, self.adapter, *shortcut]
 
     @property
     def reduction_factor(self):
@@ -204,10 +226,18 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
         )
         # (batch_size, k, hidden_dim), weighted by the router: eq. 8.
         weights = ops.cast(ops.expand_dims(weights, -1), update.dtype)
-        update = weights * update
+        outputs = inputs + self.adapter(hidden)
+        if self.shortcut is None:
+            update = weights * update
+        elif indices is None:
+            update = weights * update + (1 - weights) * self.shortcut(hidden)
+        else:
+            estimate = self.shortcut(hidden)
+            outputs = outputs + estimate
+            update = weights * (update - gather_rows(estimate, indices))
         if indices is not None:
             update = scatter_rows(update, indices, ops.shape(inputs)[1])
-        return inputs + self.adapter(hidden) + update
+        return outputs + update
 
     def compute_output_shape(self, inputs_shape):
         return inputs_shape
@@ -226,6 +256,7 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
                 "num_prefix_tokens": self.router.num_prefix_tokens,
                 "adapter_activation": adapter["activation"],
                 "adapter_scale": self.adapter.scale,
+                "shortcut_dim": self.shortcut and self.shortcut.adapter_dim,
                 "freeze_block": self.freeze_block,
             }
         )

@@ -4,18 +4,37 @@ from keras import ops
 from keras_coda.conversion.coda_model import CodaModel
 from keras_coda.conversion.coda_wrap import coda_wrap
 from keras_coda.conversion.trained_weights import backbone_of
+from keras_coda.conversion.trained_weights import trained_weights
+from keras_coda.layers.validation import validate_choice
+
+TARGETS = ("pretrained", "fine_tuned")
 
 
 def align(
     coda,
     dense,
     x,
+    target="pretrained",
     optimizer=None,
     logits_weight=0.0,
     temperature=1.0,
     **fit_arguments,
 ):
-    """Trains a converted model to reproduce the dense one, without labels.
+    """Trains a converted model to reproduce a dense one, without labels.
+
+    The dense one is the pretrained model, or what the converted model itself
+    computes now at `reduction_factor=1`. With the latter, a model that was
+    fine-tuned at `reduction_factor=1` becomes a fast one that computes nearly
+    the same:
+
+    ```
+    coda = keras_coda.coda_wrap(classifier, reduction_factor=1)
+    coda.fit(x, y)
+    coda.reduction_factor = 4
+    keras_coda.training.align(
+        coda, classifier, x, target="fine_tuned", logits_weight=1.0
+    )
+    ```
 
     The loss is the mean over encoder blocks of the squared error of the hidden
     states, relative to the mean square of the dense model's, over real tokens.
@@ -31,6 +50,9 @@ def align(
         x: inputs of the backbone without labels: arrays, or a dataset of
             batches. A task's preprocessor makes them from raw inputs:
             `task.preprocessor(texts)`.
+        target: `"pretrained"`, reproduce `dense`, or `"fine_tuned"`, reproduce
+            what `coda` as it is now computes with a reduction factor of 1.
+            Defaults to `"pretrained"`.
         optimizer: a Keras optimizer. Defaults to `AdamW` with learning rate
             `1e-3`.
         logits_weight: float >= 0. Weight of the divergence of the outputs,
@@ -46,7 +68,8 @@ def align(
 
     Raises:
         TypeError: if `coda` was not converted, or `dense` is of another kind.
-        ValueError: if `logits_weight` or `temperature` is out of range.
+        ValueError: if `target` is unknown, or `logits_weight` or `temperature`
+            out of range.
 
     Example:
 
@@ -64,8 +87,10 @@ def align(
     >>> sorted(history.history)
     ['hidden_error', 'loss']
     """
+    validate_choice("target", target, TARGETS)
     _validate(coda, dense, logits_weight, temperature)
-    aligner = _Aligner(coda, dense, logits_weight, temperature)
+    teacher = _make_teacher(coda, dense, target)
+    aligner = _Aligner(coda, teacher, logits_weight, temperature)
     aligner.compile(optimizer=optimizer or keras.optimizers.AdamW(1e-3))
     return aligner.fit(x, **fit_arguments)
 
@@ -98,19 +123,30 @@ def _validate(coda, dense, logits_weight, temperature):
         )
 
 
+def _make_teacher(coda, dense, target):
+    """What to reproduce, as a converted model with `reduction_factor=1`."""
+    if target == "pretrained":
+        return coda_wrap(dense, reduction_factor=1, adapter_dim=1)
+    settings = backbone_of(coda).get_config()
+    for key in ("backbone", "name", "trainable"):
+        settings.pop(key)
+    teacher = coda_wrap(dense, **{**settings, "reduction_factor": 1})
+    weights = trained_weights(coda)
+    for path, weight in trained_weights(teacher).items():
+        # By way of NumPy: on JAX the two would share a buffer.
+        weight.assign(ops.convert_to_numpy(weights[path]))
+    return teacher
+
+
 class _Aligner(keras.Model):
     """What `align` fits; its losses are made in `call`."""
 
-    def __init__(self, coda, dense, logits_weight, temperature):
+    def __init__(self, coda, teacher, logits_weight, temperature):
         super().__init__(name="aligner")
         coda_backbone = backbone_of(coda)
-        # At r = 1 with fresh adapters: the dense model, block by block.
-        teacher = coda_wrap(
-            backbone_of(dense), reduction_factor=1, adapter_dim=1
-        )
         self.family = coda_backbone.family
         self.states = _hidden_states(coda_backbone)
-        self.target_states = _hidden_states(teacher)
+        self.target_states = _hidden_states(backbone_of(teacher))
         self.target_states.trainable = False
         self.hidden_error = keras.metrics.Mean(name="hidden_error")
         self.logits_weight = logits_weight
@@ -118,7 +154,7 @@ class _Aligner(keras.Model):
         if logits_weight:
             self.task = coda
             # Within a function, so that its head is not trained.
-            self.target_task = lambda inputs: dense(inputs, training=False)
+            self.target_task = lambda inputs: teacher(inputs, training=False)
             self.divergence = keras.metrics.Mean(name="divergence")
 
     def call(self, inputs):

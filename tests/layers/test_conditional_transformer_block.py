@@ -73,12 +73,13 @@ def test_basics(block_settings):
             num_prefix_tokens=1,
             adapter_activation="gelu",
             adapter_scale=0.5,
+            shortcut_dim=3,
             **kwargs,
         ),
         input_shape=(4, 10, 8),
         output_shape=(4, 10, 8),
-        # The adapter's four, the router's one and those of the norms.
-        num_trainable_weights=4 + 1 + num_norm_weights,
+        # Four each of adapter and shortcut, the router's one, and the norms'.
+        num_trainable_weights=4 + 4 + 1 + num_norm_weights,
         num_non_trainable_weights=num_frozen,
     )
 
@@ -117,6 +118,22 @@ def test_values(block_settings, attention, mask):
     layer = random_layer(block_settings, attention=attention)
     expected = reference.conditional_block(layer, INPUTS, mask)
     assert_close(to_numpy(layer(INPUTS, padding_mask=mask)), expected)
+
+
+@pytest.mark.parametrize("reduction_factor", [1, 3, 10])
+@pytest.mark.parametrize("mask", [None, PADDING_MASK], ids=["full", "padded"])
+def test_shortcut_estimates_what_is_left_out(reduction_factor, mask):
+    layer = random_layer(reduction_factor=reduction_factor, shortcut_dim=3)
+    expected = reference.conditional_block(layer, INPUTS, mask)
+    assert_close(to_numpy(layer(INPUTS, padding_mask=mask)), expected)
+
+
+def test_no_reduction_with_any_shortcut_is_the_same_as_without():
+    layer = random_layer(reduction_factor=1, shortcut_dim=3)
+    expected = to_numpy(layer(INPUTS))
+    for weight in layer.shortcut.weights:
+        weight.assign(np.full(weight.shape, 7.0))
+    assert np.array_equal(to_numpy(layer(INPUTS)), expected)
 
 
 @ATTENTIONS

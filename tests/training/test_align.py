@@ -96,6 +96,32 @@ def test_logits():
     assert flags == [w.trainable for w in dense.weights]
 
 
+@pytest.mark.parametrize("settings", [{}, {"shortcut_dim": 2, "lora_rank": 2}])
+def test_the_fine_tuned_model_itself_as_target(settings):
+    dense = keras_hub.models.BertTextClassifier(bert_backbone(), num_classes=3)
+    coda = keras_coda.coda_wrap(dense, reduction_factor=1, **settings)
+    for index, weight in enumerate(trained_weights(coda).values()):
+        rng = np.random.default_rng(index)
+        weight.assign(rng.normal(scale=0.3, size=weight.shape))
+
+    def aligned(epochs, learning_rate):
+        return keras_coda.training.align(
+            coda,
+            dense,
+            bert_inputs(),
+            target="fine_tuned",
+            logits_weight=1.0,
+            epochs=epochs,
+            optimizer=keras.optimizers.Adam(learning_rate),
+            verbose=0,
+        ).history
+
+    assert aligned(1, 0.0)["loss"][0] < 1e-10
+    coda.reduction_factor = 3
+    history = aligned(20, 1e-2)
+    assert history["loss"][-1] < 0.5 * history["loss"][0]
+
+
 def test_bad_arguments():
     dense = bert_backbone()
     coda = keras_coda.coda_wrap(dense)
@@ -104,6 +130,8 @@ def test_bad_arguments():
         align(dense, dense, bert_inputs())
     with pytest.raises(TypeError, match="`dense` must be .*BertBackbone"):
         align(coda, vit_backbone(), bert_inputs())
+    with pytest.raises(ValueError, match="`target` must be one of"):
+        align(coda, dense, bert_inputs(), target="sparse")
     with pytest.raises(ValueError, match="logits_weight=-1"):
         align(coda, dense, bert_inputs(), logits_weight=-1)
     with pytest.raises(TypeError, match="needs tasks"):
