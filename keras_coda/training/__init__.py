@@ -2,6 +2,7 @@
 
 from keras_coda.training.align import align
 from keras_coda.training.calibrate import calibrate
+from keras_coda.training.pretrain import pretrain
 from keras_coda.training.span_corruption import corrupt_spans
 
-__all__ = ["align", "calibrate", "corrupt_spans"]
+__all__ = ["align", "calibrate", "corrupt_spans", "pretrain"]

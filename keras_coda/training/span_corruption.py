@@ -1,6 +1,7 @@
 import numpy as np
 
 from keras_coda.layers.validation import validate_non_negative_integer
+from keras_coda.training.token_objective import TokenObjective
 
 
 def corrupt_spans(
@@ -58,9 +59,7 @@ def corrupt_spans(
     _validate(token_ids, first_sentinel_id, noise_density, mean_span_length)
     generator = np.random.default_rng(seed)
     length = len(token_ids)
-    num_hidden = min(max(round(length * noise_density), 1), length - 1)
-    num_spans = max(round(num_hidden / mean_span_length), 1)
-    num_spans = min(num_spans, num_hidden, length - num_hidden)
+    num_hidden, num_spans = _count(length, noise_density, mean_span_length)
     if num_spans > first_sentinel_id + 1:
         raise ValueError(
             f"{num_spans} spans need {num_spans} sentinels, which count down "
@@ -82,6 +81,13 @@ def corrupt_spans(
         np.concatenate(inputs).astype("int32"),
         np.concatenate(targets).astype("int32"),
     )
+
+
+def _count(length, noise_density, mean_span_length):
+    """The number of tokens to hide and of spans to hide them in."""
+    num_hidden = min(max(round(length * noise_density), 1), length - 1)
+    num_spans = max(round(num_hidden / mean_span_length), 1)
+    return num_hidden, min(num_spans, num_hidden, length - num_hidden)
 
 
 def _random_partition(total, num_parts, generator):
@@ -107,3 +113,78 @@ def _validate(token_ids, first_sentinel_id, noise_density, mean_span_length):
             "`mean_span_length` must be at least 1 token. "
             f"Received: mean_span_length={mean_span_length}"
         )
+
+
+class SpanCorruptionObjective(TokenObjective):
+    """Span corruption, for `pretrain`."""
+
+    mean_span_length = 3.0
+
+    def __init__(
+        self, coda, task_cls, tokenizer, sequence_length, mask_rate, rng
+    ):
+        super().__init__(coda, task_cls, tokenizer)
+        self.mask_rate = mask_rate or 0.15
+        self.rng = rng
+        backbone = getattr(coda, "backbone", coda)
+        self.first_sentinel_id = _find_first_sentinel(self.tokenizer, backbone)
+        self.sequence_length = sequence_length
+        # Room for the longest inputs and targets, end tokens included.
+        num_hidden, num_spans = _count(
+            sequence_length, self.mask_rate, self.mean_span_length
+        )
+        self.input_length = sequence_length - num_hidden + num_spans + 1
+        self.target_length = num_hidden + num_spans + 1
+
+    def make_batch(self, texts):
+        batch_size = len(texts)
+        pad_id, end_id = (
+            self.tokenizer.pad_token_id,
+            self.tokenizer.end_token_id,
+        )
+        inputs = np.full((batch_size, self.input_length), pad_id, "int32")
+        targets = np.full((batch_size, self.target_length), pad_id, "int32")
+        for row, text in enumerate(texts):
+            token_ids = np.asarray(self.tokenizer(text))[: self.sequence_length]
+            if len(token_ids) < 2:
+                # Nothing to hide; the loss leaves out a row of padding.
+                continue
+            shown, hidden = corrupt_spans(
+                token_ids,
+                self.first_sentinel_id,
+                end_token_id=end_id,
+                noise_density=self.mask_rate,
+                mean_span_length=self.mean_span_length,
+                seed=self.rng,
+            )
+            inputs[row, : len(shown)] = shown
+            targets[row, : len(hidden)] = hidden
+        # T5's decoder starts with padding and reads what it has to say next.
+        decoder_inputs = np.pad(targets[:, :-1], [(0, 0), (1, 0)])
+        is_target = targets != pad_id
+        x = {
+            "encoder_token_ids": inputs,
+            "encoder_padding_mask": (inputs != pad_id).astype("int32"),
+            "decoder_token_ids": decoder_inputs,
+            "decoder_padding_mask": is_target.astype("int32"),
+        }
+        return x, targets, is_target.astype("float32")
+
+
+def _find_first_sentinel(tokenizer, backbone):
+    """The id of T5's `<extra_id_0>`."""
+    vocabulary_size = tokenizer.vocabulary_size()
+    name = "<extra_id_0>"
+    for token_id in range(max(0, vocabulary_size - 200), vocabulary_size):
+        if tokenizer.id_to_token(token_id) == name:
+            return token_id
+    # T5's vocabulary files end before its 100 sentinels.
+    first_sentinel_id = vocabulary_size + 99
+    if first_sentinel_id >= backbone.vocabulary_size:
+        raise ValueError(
+            f"The tokenizer has no {name!r}, and the backbone's embedding no "
+            f"room for 100 sentinels: it has {backbone.vocabulary_size} rows, "
+            f"the tokenizer {vocabulary_size} tokens. Span corruption needs a "
+            "T5 vocabulary."
+        )
+    return first_sentinel_id
