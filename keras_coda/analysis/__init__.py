@@ -1,7 +1,8 @@
-"""What a converted model does: which tokens it routes."""
+"""What a converted model does: which tokens it routes, how much it computes."""
 
+from keras_coda.analysis.flops import flops
 from keras_coda.analysis.highlight_routing import highlight_routing
 from keras_coda.analysis.plot_routing import plot_routing
 from keras_coda.analysis.routing import routing
 
-__all__ = ["highlight_routing", "plot_routing", "routing"]
+__all__ = ["flops", "highlight_routing", "plot_routing", "routing"]

@@ -70,6 +70,14 @@ class Family:
         copy.set_weights(norm.get_weights())
         return copy
 
+    def other_multiply_adds(self, backbone, sequence_length):
+        """Multiply-adds of a sequence outside the encoder blocks.
+
+        Without the decoder's adapters. `backbone` is a converted one, and the
+        decoder's sequence is as long as the encoder's.
+        """
+        return 0
+
     def decoder_blocks(self, backbone):
         """The layers that get dense adapters and no routing, in order."""
         return []

@@ -1,8 +1,28 @@
+import math
+from typing import NamedTuple
+
 import keras
 from keras import ops
 
 from keras_coda._keras_internals import get_keras_mask
 from keras_coda.layers.validation import validate_mask_shape
+
+
+class BlockMultiplyAdds(NamedTuple):
+    """What a block computes, in multiply-adds.
+
+    Attributes:
+        row_projections: query and output projection of one token.
+        context_projections: key and value projection of one token that is
+            attended to.
+        pair: score and weighted sum of one token attending to one.
+        feedforward: feedforward network on one token.
+    """
+
+    row_projections: int
+    context_projections: int
+    pair: int
+    feedforward: int
 
 
 class DenseBlock(keras.layers.Layer):
@@ -105,6 +125,17 @@ class DenseBlock(keras.layers.Layer):
         """The layer normalisations of the built block."""
         raise NotImplementedError
 
+    def multiply_adds(self):
+        """The `BlockMultiplyAdds` of the built block.
+
+        Only `keras_coda.analysis.flops` asks for it.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} does not say what it computes. Define "
+            "`multiply_adds`, which returns a "
+            "`keras_coda.layers.dense_block.BlockMultiplyAdds`."
+        )
+
     def call(
         self, inputs, padding_mask=None, attention_mask=None, training=None
     ):
@@ -120,6 +151,11 @@ class DenseBlock(keras.layers.Layer):
 
     def compute_output_shape(self, inputs_shape):
         return inputs_shape
+
+
+def kernel_size(*layers):
+    """The number of entries in the kernels of built dense layers."""
+    return sum(math.prod(layer.kernel.shape) for layer in layers)
 
 
 def split_keras_mask(inputs, padding_mask):

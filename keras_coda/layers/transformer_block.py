@@ -1,6 +1,9 @@
 import keras
 
+from keras_coda._keras_internals import sublayers
+from keras_coda.layers.dense_block import BlockMultiplyAdds
 from keras_coda.layers.dense_block import DenseBlock
+from keras_coda.layers.dense_block import kernel_size
 from keras_coda.layers.validation import validate_choice
 from keras_coda.layers.validation import validate_positive_integer
 
@@ -181,6 +184,20 @@ class TransformerBlock(DenseBlock):
         hidden = self.attention_norm(rows + attended)
         outputs = hidden + self._feedforward(hidden, training)
         return self.feedforward_norm(outputs) - rows
+
+    def multiply_adds(self):
+        parts = {layer.name: layer for layer in sublayers(self.attention)}
+        query, output = parts["query"], parts["attention_output"]
+        feedforward = [self.intermediate, self.output_projection]
+        if self.gate is not None:
+            feedforward.append(self.gate)
+        return BlockMultiplyAdds(
+            row_projections=kernel_size(query, output),
+            context_projections=kernel_size(parts["key"], parts["value"]),
+            # Query and output have as many columns as all heads together.
+            pair=kernel_size(query, output) // query.kernel.shape[0],
+            feedforward=kernel_size(*feedforward),
+        )
 
     def _feedforward(self, inputs, training):
         hidden = self.intermediate(inputs)

@@ -8,6 +8,8 @@ from keras_coda.conversion.coda_backbone import CodaBackbone
 from keras_coda.conversion.coda_task import CodaTask
 from keras_coda.conversion.family import Family
 from keras_coda.layers import DenseBlock
+from keras_coda.layers.dense_block import BlockMultiplyAdds
+from keras_coda.layers.dense_block import kernel_size
 
 
 class BertBlock(DenseBlock):
@@ -53,6 +55,19 @@ class BertBlock(DenseBlock):
         outputs = self.feedforward_dropout(outputs, training=training)
         return self.feedforward_norm(hidden + outputs) - rows
 
+    def multiply_adds(self):
+        attention = self.attention
+        return BlockMultiplyAdds(
+            row_projections=kernel_size(
+                attention.query_dense, attention.output_dense
+            ),
+            context_projections=kernel_size(
+                attention.key_dense, attention.value_dense
+            ),
+            pair=2 * attention.num_heads * attention.key_dim,
+            feedforward=kernel_size(self.intermediate, self.output_projection),
+        )
+
 
 class BertFamily(Family):
     backbone_cls = keras_hub.models.BertBackbone
@@ -64,6 +79,10 @@ class BertFamily(Family):
 
     def encoder_blocks(self, backbone):
         return backbone.transformer_layers
+
+    def other_multiply_adds(self, backbone, sequence_length):
+        # The pooler reads [CLS] alone.
+        return kernel_size(backbone.pooled_dense)
 
 
 @keras.saving.register_keras_serializable(package="keras_coda")

@@ -10,6 +10,8 @@ from keras_coda.conversion.family import Family
 from keras_coda.layers import ConditionalTransformerBlock
 from keras_coda.layers import DenseBlock
 from keras_coda.layers import ParallelAdapter
+from keras_coda.layers.dense_block import BlockMultiplyAdds
+from keras_coda.layers.dense_block import kernel_size
 from keras_coda.layers.partly_frozen import PartlyFrozen
 
 
@@ -64,6 +66,9 @@ class T5EncoderBlock(DenseBlock):
         attended = self.attention_dropout(attended, training=training)
         hidden = self.feedforward_norm(rows + attended)
         return attended + self.feedforward(hidden, training=training)
+
+    def multiply_adds(self):
+        return _multiply_adds(self.attention, self.feedforward)
 
 
 class T5ConditionalBlock(ConditionalTransformerBlock):
@@ -219,6 +224,20 @@ class T5DecoderBlock(PartlyFrozen, keras.layers.Layer):
             cross_attention_cache,
         )
 
+    def multiply_adds(self, sequence_length):
+        """Without the adapters, all sequences `sequence_length` long."""
+        parts = _multiply_adds(self.attention, self.feedforward)
+        cross = _multiply_adds(self.cross_attention, self.feedforward)
+        per_token = (
+            parts.row_projections
+            + parts.context_projections
+            + parts.feedforward
+            + cross.row_projections
+            + cross.context_projections
+        )
+        pairs = sequence_length**2 * (parts.pair + cross.pair)
+        return sequence_length * per_token + pairs
+
 
 class T5Feedforward(keras.layers.Layer):
     """The feedforward network inside KerasHub's T5 layer, shared with it."""
@@ -270,6 +289,12 @@ class T5Family(Family):
     def decoder_blocks(self, backbone):
         return backbone.decoder_transformer_layers
 
+    def other_multiply_adds(self, backbone, sequence_length):
+        return sum(
+            layer.multiply_adds(sequence_length)
+            for layer in backbone.decoder_transformer_layers
+        )
+
     def decoder_block(self, layer, name, dtype, **adapter_settings):
         return T5DecoderBlock(
             layer,
@@ -292,6 +317,22 @@ class CodaT5Seq2SeqLM(CodaTask, keras_hub.models.T5Seq2SeqLM):
     """`keras_hub.models.T5Seq2SeqLM` with conditional adapters."""
 
     backbone_cls = CodaT5Backbone
+
+
+def _multiply_adds(attention, feedforward):
+    dense = [feedforward.input_projector, feedforward.output_projector]
+    if feedforward.gate_projector is not None:
+        dense.append(feedforward.gate_projector)
+    return BlockMultiplyAdds(
+        row_projections=kernel_size(
+            attention.query_projector, attention.output_projector
+        ),
+        context_projections=kernel_size(
+            attention.key_projector, attention.value_projector
+        ),
+        pair=2 * attention.num_heads * attention.key_value_dim,
+        feedforward=kernel_size(*dense),
+    )
 
 
 def _add_mask(position_bias, attention_mask):

@@ -7,6 +7,8 @@ from keras_coda.conversion.coda_backbone import CodaBackbone
 from keras_coda.conversion.coda_task import CodaTask
 from keras_coda.conversion.family import Family
 from keras_coda.layers import DenseBlock
+from keras_coda.layers.dense_block import BlockMultiplyAdds
+from keras_coda.layers.dense_block import kernel_size
 
 
 class ViTBlock(DenseBlock):
@@ -43,6 +45,19 @@ class ViTBlock(DenseBlock):
         hidden = self.feedforward_norm(rows + attended)
         return attended + self.feedforward(hidden, training=training)
 
+    def multiply_adds(self):
+        attention, feedforward = self.attention, self.feedforward
+        return BlockMultiplyAdds(
+            row_projections=kernel_size(
+                attention.query_dense, attention.output_dense
+            ),
+            context_projections=kernel_size(
+                attention.key_dense, attention.value_dense
+            ),
+            pair=2 * attention.num_heads * attention.key_dim,
+            feedforward=kernel_size(feedforward.dense_1, feedforward.dense_2),
+        )
+
 
 class ViTFamily(Family):
     backbone_cls = keras_hub.models.ViTBackbone
@@ -57,6 +72,15 @@ class ViTFamily(Family):
 
     def encoder_blocks(self, backbone):
         return backbone.get_layer("vit_encoder").encoder_layers
+
+    def other_multiply_adds(self, backbone, sequence_length):
+        (embedding,) = [
+            layer
+            for layer in backbone.layers
+            if hasattr(layer, "patch_embedding")
+        ]
+        num_patches = sequence_length - backbone.use_class_token
+        return num_patches * kernel_size(embedding.patch_embedding)
 
     def expand(self, layer):
         if hasattr(layer, "encoder_layers"):

@@ -1,0 +1,194 @@
+from typing import NamedTuple
+
+import keras
+from rich.console import Console
+from rich.table import Table
+
+from keras_coda._keras_internals import sublayers
+from keras_coda.conversion.coda_model import CodaModel
+from keras_coda.conversion.trained_weights import backbone_of
+from keras_coda.layers import ParallelAdapter
+from keras_coda.layers.conditional_transformer_block import ATTENTIONS
+from keras_coda.layers.dense_block import kernel_size
+from keras_coda.layers.set_reduction_factor import per_block_reduction_factors
+from keras_coda.layers.validation import validate_choice
+from keras_coda.layers.validation import validate_positive_integer
+from keras_coda.ops.routing import routed_length
+
+PARTS = (
+    "projections",
+    "attention",
+    "feedforward",
+    "adapter",
+    "shortcut",
+    "router",
+    "other",
+)
+
+
+class Flops(NamedTuple):
+    """Multiply-adds of a model, part by part. `print` it for a table.
+
+    Each field is a dict from part to multiply-adds: the query, key, value and
+    output `projections`, `attention` scores and weighted sums, `feedforward`
+    networks, `adapter`, `shortcut`, the `router`'s scores, and `other`, which
+    is what is not in the encoder blocks.
+
+    Attributes:
+        dense: of the model before conversion.
+        parallel_adapter: of the converted model with `reduction_factor=1`.
+        coda: of the converted model.
+        title: what was counted.
+    """
+
+    dense: dict
+    parallel_adapter: dict
+    coda: dict
+    title: str
+
+    @property
+    def ratio(self):
+        """Parallel adapters to CoDA: the speedup that arithmetic allows."""
+        return sum(self.parallel_adapter.values()) / sum(self.coda.values())
+
+    def __str__(self):
+        models = (self.dense, self.parallel_adapter, self.coda)
+        table = Table(title=self.title, show_footer=True)
+        table.add_column("million multiply-adds", footer="total")
+        for name, model in zip(("dense", "+ adapters", "CoDA"), models):
+            total = sum(model.values())
+            table.add_column(name, footer=_millions(total), justify="right")
+        for part in PARTS:
+            if any(model[part] for model in models):
+                counts = (_millions(model[part]) for model in models)
+                table.add_row(part, *counts)
+        console = Console(width=80, force_terminal=False)
+        with console.capture() as capture:
+            console.print(table)
+            console.print(f"dense with adapters / CoDA: {self.ratio:.2f}")
+        return capture.get().rstrip("\n")
+
+
+def flops(
+    model,
+    sequence_length=None,
+    batch_size=1,
+    reduction_factor=None,
+    attention=None,
+):
+    """Counts the multiply-adds of a converted backbone.
+
+    Of the matrix products, which is nearly all. One multiply-add is two
+    floating-point operations. A task's head is not counted; a decoder's
+    sequence is taken to be as long as the encoder's.
+
+    Args:
+        model: what `keras_coda.coda_wrap` made, a backbone or a task.
+        sequence_length: int. Number of tokens n, a ViT's class token included.
+            Defaults to that of the model's inputs, where it is fixed.
+        batch_size: int. Defaults to `1`.
+        reduction_factor: optional number >= 1, or list with one per block, to
+            count at. Defaults to the model's own.
+        attention: optional `"k_to_all"` or `"k_to_k"` to count with. Defaults
+            to the model's own.
+
+    Returns:
+        A `Flops`: dicts `dense`, `parallel_adapter` and `coda` from part to
+        multiply-adds, and their `ratio`. It prints as a table.
+
+    Raises:
+        TypeError: if `model` was not converted.
+        ValueError: if an argument is out of range, or `sequence_length` is
+            missing.
+
+    Example:
+
+    >>> dense = keras_hub.models.BertBackbone(
+    ...     vocabulary_size=100,
+    ...     num_layers=1,
+    ...     num_heads=2,
+    ...     hidden_dim=16,
+    ...     intermediate_dim=64,
+    ... )
+    >>> coda = keras_coda.coda_wrap(dense, reduction_factor=4, adapter_dim=2)
+    >>> flops = keras_coda.analysis.flops(coda, sequence_length=8)
+    >>> flops.dense["feedforward"], flops.coda["feedforward"]
+    (16384, 4096)
+
+    Reference:
+        [Lei et al., 2023](https://arxiv.org/abs/2304.04947), section 3.2.
+    """
+    if not isinstance(model, CodaModel):
+        raise TypeError(
+            "`model` must be a model that `keras_coda.coda_wrap` made. "
+            f"Received: model={model!r}"
+        )
+    backbone = backbone_of(model)
+    blocks = backbone.conditional_blocks
+    if sequence_length is None:
+        sequence_length = keras.tree.flatten(blocks[0].output)[0].shape[1]
+    if sequence_length is None:
+        raise ValueError(
+            "`sequence_length` must be given: the model takes sequences of "
+            "any length."
+        )
+    n = validate_positive_integer("sequence_length", sequence_length)
+    validate_positive_integer("batch_size", batch_size)
+    if reduction_factor is None:
+        reduction_factor = backbone.reduction_factor
+    attention = validate_choice(
+        "attention", attention or backbone.attention, ATTENTIONS
+    )
+    reduction_factors = per_block_reduction_factors(
+        reduction_factor, len(blocks)
+    )
+    ones = [1] * len(blocks)
+    adapters = _count(backbone, ones, "k_to_all", n, batch_size)
+    coda = _count(backbone, reduction_factors, attention, n, batch_size)
+    dense = {**adapters, "adapter": 0, "shortcut": 0, "router": 0}
+    values = ", ".join(f"{r:g}" for r in dict.fromkeys(reduction_factors))
+    return Flops(
+        dense,
+        adapters,
+        coda,
+        title=f"{batch_size} x {n} tokens, r = {values}, {attention}",
+    )
+
+
+def _count(backbone, reduction_factors, attention, n, batch_size):
+    counts = dict.fromkeys(PARTS, 0)
+    for block, reduction_factor in zip(
+        backbone.conditional_blocks, reduction_factors
+    ):
+        parts = block.block.multiply_adds()
+        k = routed_length(n, reduction_factor)
+        if k < n:
+            k = min(max(k, block.router.num_prefix_tokens), n)
+        m = n if attention == "k_to_all" else k
+        counts["projections"] += k * parts.row_projections
+        counts["projections"] += m * parts.context_projections
+        counts["attention"] += k * m * parts.pair
+        counts["feedforward"] += k * parts.feedforward
+        counts["adapter"] += n * _adapter_size(block.adapter)
+        if block.shortcut is not None:
+            counts["shortcut"] += n * _adapter_size(block.shortcut)
+        if block.router.kernel is not None:
+            counts["router"] += n * block.router.kernel.shape[0]
+    in_blocks = {
+        id(layer)
+        for block in backbone.conditional_blocks
+        for layer in sublayers(block, recursive=True)
+    }
+    for layer in sublayers(backbone, recursive=True):
+        if isinstance(layer, ParallelAdapter) and id(layer) not in in_blocks:
+            counts["adapter"] += n * _adapter_size(layer)
+    counts["other"] = backbone.family.other_multiply_adds(backbone, n)
+    return {part: batch_size * count for part, count in counts.items()}
+
+
+def _adapter_size(adapter):
+    return kernel_size(adapter.down, adapter.up)
+
+
+def _millions(count):
+    return f"{count / 1e6:,.2f}"
