@@ -75,6 +75,11 @@ ROWS = {
     "last_cls": Row(
         "CoDA, last block CLS alone", {}, ("anneal half", "last block CLS")
     ),
+    "best": Row(
+        "CoDA, calibrated shortcuts, last block CLS alone",
+        {"shortcut_dim": 64},
+        ("calibrate", "anneal half", "last block CLS"),
+    ),
     "lora_rank": Row("CoDA + LoRA, rank 8", {"lora_rank": 8}),
     "calibrate": Row(
         "CoDA, calibrated routers", {}, ("calibrate", "anneal half")
@@ -230,11 +235,11 @@ def convert(experiment, dense):
         dense, reduction_factor=experiment.reduction_factor, **row.settings
     )
     if "last block CLS" in row.recipe:
-        # A k of 1: with k_to_all the head's token is what it would be anyway.
-        num_blocks = len(model.backbone.conditional_blocks)
-        model.reduction_factor = [experiment.reduction_factor] * (
-            num_blocks - 1
-        ) + [10000]
+        # The head reads nothing else of the last block. What that saves goes to
+        # the others, so that all together route as many tokens as at r.
+        num_others = len(model.backbone.conditional_blocks) - 1
+        others = experiment.reduction_factor * num_others / (num_others + 1)
+        model.reduction_factor = [others] * num_others + [10000]
     return model
 
 

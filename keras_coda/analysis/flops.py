@@ -75,12 +75,12 @@ def flops(
     batch_size=1,
     reduction_factor=None,
     attention=None,
+    decoder_sequence_length=None,
 ):
     """Counts the multiply-adds of a converted backbone.
 
     Of the matrix products, which is nearly all. One multiply-add is two
-    floating-point operations. A task's head is not counted; a decoder's
-    sequence is taken to be as long as the encoder's.
+    floating-point operations. A task's head is not counted.
 
     Args:
         model: what `keras_coda.coda_wrap` made, a backbone or a task.
@@ -91,6 +91,8 @@ def flops(
             count at. Defaults to the model's own.
         attention: optional `"k_to_all"` or `"k_to_k"` to count with. Defaults
             to the model's own.
+        decoder_sequence_length: optional int. Number of tokens of the decoder
+            of an encoder-decoder. Defaults to `sequence_length`.
 
     Returns:
         A `Flops`: dicts `dense`, `parallel_adapter` and `coda` from part to
@@ -142,9 +144,10 @@ def flops(
     reduction_factors = per_block_reduction_factors(
         reduction_factor, len(blocks)
     )
+    lengths = (n, decoder_sequence_length or n)
     ones = [1] * len(blocks)
-    adapters = _count(backbone, ones, "k_to_all", n, batch_size)
-    coda = _count(backbone, reduction_factors, attention, n, batch_size)
+    adapters = _count(backbone, ones, "k_to_all", *lengths, batch_size)
+    coda = _count(backbone, reduction_factors, attention, *lengths, batch_size)
     dense = {**adapters, "adapter": 0, "shortcut": 0, "router": 0}
     values = ", ".join(f"{r:g}" for r in dict.fromkeys(reduction_factors))
     return Flops(
@@ -155,25 +158,17 @@ def flops(
     )
 
 
-def _count(backbone, reduction_factors, attention, n, batch_size):
+def _count(
+    backbone, reduction_factors, attention, n, decoder_length, batch_size
+):
     counts = dict.fromkeys(PARTS, 0)
     for block, reduction_factor in zip(
         backbone.conditional_blocks, reduction_factors
     ):
-        parts = block.block.multiply_adds()
-        k = routed_length(n, reduction_factor)
-        if k < n:
-            k = min(max(k, block.router.num_prefix_tokens), n)
-        m = n if attention == "k_to_all" else k
-        counts["projections"] += k * parts.row_projections
-        counts["projections"] += m * parts.context_projections
-        counts["attention"] += k * m * parts.pair
-        counts["feedforward"] += k * parts.feedforward
-        counts["adapter"] += n * _adapter_size(block.adapter)
-        if block.shortcut is not None:
-            counts["shortcut"] += n * _adapter_size(block.shortcut)
-        if block.router.kernel is not None:
-            counts["router"] += n * block.router.kernel.shape[0]
+        for part, count in count_block(
+            block, n, reduction_factor, attention
+        ).items():
+            counts[part] += count
     in_blocks = {
         id(layer)
         for block in backbone.conditional_blocks
@@ -181,9 +176,32 @@ def _count(backbone, reduction_factors, attention, n, batch_size):
     }
     for layer in sublayers(backbone, recursive=True):
         if isinstance(layer, ParallelAdapter) and id(layer) not in in_blocks:
-            counts["adapter"] += n * _adapter_size(layer)
-    counts["other"] = backbone.family.other_multiply_adds(backbone, n)
+            counts["adapter"] += decoder_length * _adapter_size(layer)
+    counts["other"] = backbone.family.other_multiply_adds(
+        backbone, n, decoder_length
+    )
     return {part: batch_size * count for part, count in counts.items()}
+
+
+def count_block(block, n, reduction_factor, attention):
+    """Multiply-adds of one conditional block on one sequence, by part."""
+    parts = block.block.multiply_adds()
+    k = routed_length(n, reduction_factor)
+    if k < n:
+        k = min(max(k, block.router.num_prefix_tokens), n)
+    m = n if attention == "k_to_all" else k
+    counts = {
+        "projections": k * parts.row_projections
+        + m * parts.context_projections,
+        "attention": k * m * parts.pair,
+        "feedforward": k * parts.feedforward,
+        "adapter": n * _adapter_size(block.adapter),
+    }
+    if block.shortcut is not None:
+        counts["shortcut"] = n * _adapter_size(block.shortcut)
+    if block.router.kernel is not None:
+        counts["router"] = n * block.router.kernel.shape[0]
+    return counts
 
 
 def _adapter_size(adapter):

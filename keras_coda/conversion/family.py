@@ -70,11 +70,12 @@ class Family:
         copy.set_weights(norm.get_weights())
         return copy
 
-    def other_multiply_adds(self, backbone, sequence_length):
+    def other_multiply_adds(
+        self, backbone, sequence_length, decoder_sequence_length
+    ):
         """Multiply-adds of a sequence outside the encoder blocks.
 
-        Without the decoder's adapters. `backbone` is a converted one, and the
-        decoder's sequence is as long as the encoder's.
+        Without the decoder's adapters. `backbone` is a converted one.
         """
         return 0
 

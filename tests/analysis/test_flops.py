@@ -54,18 +54,29 @@ def test_agrees_with_xla(family, settings):
     import jax
 
     coda = keras_coda.coda_wrap(WIDE[family](), **settings)
-    batch_size, length = 2, 101
-    inputs = keras.tree.map_structure(
-        lambda tensor: np.zeros(
-            (batch_size, *(size or length for size in tensor.shape[1:])),
+    batch_size, length, decoder_length = 2, 101, 33
+    inputs = {
+        tensor.name: np.zeros(
+            [
+                batch_size,
+                *(
+                    size
+                    or (decoder_length if "decoder" in tensor.name else length)
+                    for size in tensor.shape[1:]
+                ),
+            ],
             tensor.dtype,
-        ),
-        coda.input,
-    )
+        )
+        for tensor in coda.inputs
+    }
+    if family == "vit":
+        (inputs,) = inputs.values()
     compiled = (
         jax.jit(lambda x: coda(x, training=False)).lower(inputs).compile()
     )
-    counted = keras_coda.analysis.flops(coda, length, batch_size)
+    counted = keras_coda.analysis.flops(
+        coda, length, batch_size, decoder_sequence_length=decoder_length
+    )
     multiply_adds = sum(counted.coda.values())
     assert 2 * multiply_adds == pytest.approx(
         compiled.cost_analysis()["flops"], rel=0.03

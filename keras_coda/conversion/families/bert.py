@@ -80,7 +80,9 @@ class BertFamily(Family):
     def encoder_blocks(self, backbone):
         return backbone.transformer_layers
 
-    def other_multiply_adds(self, backbone, sequence_length):
+    def other_multiply_adds(
+        self, backbone, sequence_length, decoder_sequence_length
+    ):
         # The pooler reads [CLS] alone.
         return kernel_size(backbone.pooled_dense)
 

@@ -224,8 +224,8 @@ class T5DecoderBlock(PartlyFrozen, keras.layers.Layer):
             cross_attention_cache,
         )
 
-    def multiply_adds(self, sequence_length):
-        """Without the adapters, all sequences `sequence_length` long."""
+    def multiply_adds(self, length, encoder_length):
+        """Without the adapters, of one sequence of `length`."""
         parts = _multiply_adds(self.attention, self.feedforward)
         cross = _multiply_adds(self.cross_attention, self.feedforward)
         per_token = (
@@ -233,10 +233,12 @@ class T5DecoderBlock(PartlyFrozen, keras.layers.Layer):
             + parts.context_projections
             + parts.feedforward
             + cross.row_projections
-            + cross.context_projections
         )
-        pairs = sequence_length**2 * (parts.pair + cross.pair)
-        return sequence_length * per_token + pairs
+        pairs = length * parts.pair + encoder_length * cross.pair
+        return (
+            length * (per_token + pairs)
+            + encoder_length * cross.context_projections
+        )
 
 
 class T5Feedforward(keras.layers.Layer):
@@ -289,9 +291,11 @@ class T5Family(Family):
     def decoder_blocks(self, backbone):
         return backbone.decoder_transformer_layers
 
-    def other_multiply_adds(self, backbone, sequence_length):
+    def other_multiply_adds(
+        self, backbone, sequence_length, decoder_sequence_length
+    ):
         return sum(
-            layer.multiply_adds(sequence_length)
+            layer.multiply_adds(decoder_sequence_length, sequence_length)
             for layer in backbone.decoder_transformer_layers
         )
 

@@ -73,7 +73,9 @@ class ViTFamily(Family):
     def encoder_blocks(self, backbone):
         return backbone.get_layer("vit_encoder").encoder_layers
 
-    def other_multiply_adds(self, backbone, sequence_length):
+    def other_multiply_adds(
+        self, backbone, sequence_length, decoder_sequence_length
+    ):
         (embedding,) = [
             layer
             for layer in backbone.layers

@@ -1,0 +1,348 @@
+"""Speed of inference, dense against CoDA, and how close it is to arithmetic.
+
+    KERAS_BACKEND=jax python benchmarks/inference.py
+    KERAS_BACKEND=torch python benchmarks/inference.py --shapes bert-512 --quick
+
+Times the dense backbone, the dense parallel adapters (r = 1) and CoDA in turn,
+in one process, and prints for each shape
+
+- speedup: seconds of the parallel adapters / seconds of CoDA, medians;
+- limit: the same ratio of the multiply-adds (`keras_coda.analysis.flops`);
+- efficiency: speedup / limit.
+
+`--memory` adds the peak memory of a call, each measured in a process of its
+own. Writes inference-BACKEND.json, .md and .png; a shape that is there already
+from an earlier run with other `--shapes` is kept.
+"""
+
+import argparse
+import json
+import pathlib
+import resource
+import subprocess
+import sys
+from typing import NamedTuple
+
+import keras
+import keras_hub
+import numpy as np
+import timing
+
+import keras_coda
+from keras_coda.analysis.flops import count_block
+from keras_coda.layers import ConditionalTransformerBlock
+from keras_coda.layers import TransformerBlock
+
+
+class Shape(NamedTuple):
+    """A model, and what to feed it.
+
+    Attributes:
+        make: makes the dense model.
+        length: tokens n, with a class token.
+        batch_size: sequences in a batch.
+    """
+
+    make: object
+    length: int
+    batch_size: int
+
+
+def bert():
+    return keras_hub.models.BertBackbone(
+        vocabulary_size=30522,
+        num_layers=12,
+        num_heads=12,
+        hidden_dim=768,
+        intermediate_dim=3072,
+    )
+
+
+def t5_encoder():
+    # T5 1.1 base; the decoder, which is not routed, gets one token.
+    return keras_hub.models.T5Backbone(
+        vocabulary_size=32128,
+        num_layers=12,
+        num_heads=12,
+        hidden_dim=768,
+        intermediate_dim=2048,
+        key_value_dim=64,
+        activation="gelu",
+        use_gated_activation=True,
+    )
+
+
+def vit(size):
+    return keras_hub.models.ViTBackbone(
+        image_shape=(size, size, 3),
+        patch_size=16,
+        num_layers=12,
+        num_heads=12,
+        hidden_dim=768,
+        mlp_dim=3072,
+    )
+
+
+def paper_block():
+    # Table 7 of the paper: multi-query attention and a gated network.
+    block = TransformerBlock(
+        num_heads=24,
+        head_dim=128,
+        num_key_value_heads=1,
+        intermediate_dim=3968,
+    )
+    block.build((None, None, 1536))
+    return block
+
+
+SHAPES = {
+    "bert-128": Shape(bert, 128, 8),
+    "bert-512": Shape(bert, 512, 2),
+    "t5-512": Shape(t5_encoder, 512, 2),
+    "vit-224": Shape(lambda: vit(224), 14**2 + 1, 4),
+    "vit-384": Shape(lambda: vit(384), 24**2 + 1, 2),
+    "paper-4096": Shape(paper_block, 4096, 1),
+}
+# The paper reports its vision block at these.
+PAPER_REDUCTION_FACTORS = (4, 8, 16, 32)
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--shapes", default=",".join(SHAPES), help="default: %(default)s")
+    add("--reduction-factors", default="2,3,4,5,8,16")
+    add("--rounds", type=int, default=10, help="timed calls of each")
+    add(
+        "--mode",
+        choices=("default", "compiled"),
+        default="default",
+        help="compiled: XLA on TensorFlow, torch.compile on PyTorch",
+    )
+    add("--memory", action="store_true", help="measure peak memory")
+    add("--measure-memory-of", help=argparse.SUPPRESS)
+    add("--output", type=pathlib.Path, default=timing.RESULTS)
+    add("--quick", action="store_true", help="one small shape, once")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.shapes, arguments.reduction_factors = "bert-128", "4"
+        arguments.rounds = 1
+    return arguments
+
+
+def reduction_factors_of(name, arguments):
+    if name.startswith("paper"):
+        return PAPER_REDUCTION_FACTORS
+    return [float(r) for r in arguments.reduction_factors.split(",")]
+
+
+def make_inputs(model, shape):
+    """Random inputs, all real tokens; a decoder gets one."""
+    rng = np.random.default_rng(0)
+
+    def make(tensor, name):
+        length = 1 if "decoder" in name else shape.length
+        size = [shape.batch_size]
+        size += [dim or length for dim in tensor.shape[1:]]
+        if "mask" in name:
+            return np.ones(size, "int32")
+        if "segment" in name:
+            return np.zeros(size, "int32")
+        if "token" in name:
+            return rng.integers(1, 1000, size).astype("int32")
+        return rng.normal(size=size).astype("float32")
+
+    if isinstance(model.input, dict):
+        return {key: make(value, key) for key, value in model.input.items()}
+    return make(model.input, "")
+
+
+def make_model(dense, name, reduction_factor=None, attention="k_to_all"):
+    """The dense model, or the converted one, which shares its weights."""
+    if isinstance(dense, keras.Model):
+        if reduction_factor is None:
+            return dense
+        return keras_coda.coda_wrap(
+            dense, reduction_factor=reduction_factor, attention=attention
+        )
+    inputs = keras.Input((SHAPES[name].length, 1536))
+    layer = dense
+    if reduction_factor is not None:
+        layer = ConditionalTransformerBlock(
+            dense, reduction_factor=reduction_factor, attention=attention
+        )
+    return keras.Model(inputs, layer(inputs))
+
+
+def limit(model, length):
+    """The speedup over r = 1 that the multiply-adds allow."""
+    if isinstance(model, keras_coda.CodaBackbone):
+        return keras_coda.analysis.flops(
+            model, length, decoder_sequence_length=1
+        ).ratio
+    block = model.layers[-1]
+    dense = count_block(block, length, 1, block.attention)
+    coda = count_block(block, length, block.reduction_factor, block.attention)
+    return sum(dense.values()) / sum(coda.values())
+
+
+def make_candidates(dense, name, arguments):
+    """The models to compare, by (attention, reduction factor)."""
+    models = {
+        ("dense", None): make_model(dense, name),
+        ("parallel adapter", 1): make_model(dense, name, 1),
+    }
+    for attention in ("k_to_all", "k_to_k"):
+        for reduction_factor in reduction_factors_of(name, arguments):
+            models[attention, reduction_factor] = make_model(
+                dense, name, reduction_factor, attention
+            )
+    for model in models.values():
+        model.compile(
+            jit_compile=arguments.mode == "compiled"
+            or keras.config.backend() == "jax"
+        )
+    return models
+
+
+def run_shape(name, arguments):
+    shape = SHAPES[name]
+    dense = shape.make()
+    models = make_candidates(dense, name, arguments)
+    inputs = make_inputs(models["dense", None], shape)
+    seconds = timing.interleave(
+        {
+            key: lambda model=model: model.predict_on_batch(inputs)
+            for key, model in models.items()
+        },
+        arguments.rounds,
+        num_warmup=2,
+    )
+    rows = []
+    for key, model in models.items():
+        attention, reduction_factor = key
+        speedup = seconds["parallel adapter", 1] / seconds[key]
+        row = {
+            "shape": name,
+            "batch": shape.batch_size,
+            "model": attention,
+            "r": reduction_factor,
+            "seconds": seconds[key],
+            "speedup": speedup,
+            "limit": None,
+            "efficiency": None,
+        }
+        if reduction_factor is not None:
+            row["limit"] = limit(model, shape.length)
+            row["efficiency"] = speedup / row["limit"]
+        if arguments.memory:
+            row["peak MB"] = peak_memory(name, key, arguments)
+        rows.append(row)
+    return rows
+
+
+# === Memory ===
+
+
+def peak_memory(name, key, arguments):
+    """Peak memory of a call in MB, over that of the loaded model."""
+    attention, reduction_factor = key
+    process = subprocess.run(
+        [
+            sys.executable,
+            __file__,
+            "--measure-memory-of",
+            json.dumps([name, attention, reduction_factor]),
+            "--mode",
+            arguments.mode,
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(process.stdout.split()[-1])
+
+
+def measure_memory(arguments):
+    name, attention, reduction_factor = json.loads(arguments.measure_memory_of)
+    shape = SHAPES[name]
+    if attention not in ("k_to_all", "k_to_k"):
+        attention = "k_to_all"
+    model = make_model(shape.make(), name, reduction_factor, attention)
+    model.compile(
+        jit_compile=arguments.mode == "compiled"
+        or keras.config.backend() == "jax"
+    )
+    inputs = make_inputs(model, shape)
+    before = resident_megabytes()
+    for _ in range(3):
+        model.predict_on_batch(inputs)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(peak - before)
+
+
+def resident_megabytes():
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+# === Results ===
+
+
+def plot(rows, path):
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(row["shape"] for row in rows))
+    figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    for panel, name in zip(panels, names):
+        for color, attention in enumerate(("k_to_all", "k_to_k")):
+            points = [
+                row
+                for row in rows
+                if row["shape"] == name and row["model"] == attention
+            ]
+            r = [point["r"] for point in points]
+            for kind, style in (("speedup", "o-"), ("limit", ":")):
+                panel.plot(
+                    r,
+                    [point[kind] for point in points],
+                    style,
+                    color=f"C{color}",
+                    label=f"{attention}, {kind}",
+                )
+        panel.set_title(name)
+        panel.set_xlabel("reduction factor r")
+        panel.set_ylabel("speedup over dense parallel adapters")
+        panel.legend(fontsize="x-small")
+    figure.savefig(path, dpi=80)
+
+
+def main():
+    arguments = parse_arguments()
+    if arguments.measure_memory_of:
+        measure_memory(arguments)
+        return
+    names = arguments.shapes.split(",")
+    suffix = "-compiled" if arguments.mode == "compiled" else ""
+    path = arguments.output / f"inference-{keras.config.backend()}{suffix}.json"
+    rows = []
+    if path.exists():
+        earlier = json.loads(path.read_text())["rows"]
+        rows = [row for row in earlier if row["shape"] not in names]
+    for name in names:
+        keras.backend.clear_session()
+        new_rows = run_shape(name, arguments)
+        print(timing.markdown_table(new_rows), flush=True)
+        rows += new_rows
+        content = {"versions": timing.versions(), "rows": rows}
+        timing.write_json(path, content)
+    timing.write(path.with_suffix(".md"), timing.markdown_table(rows))
+    plot(rows, path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

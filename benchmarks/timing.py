@@ -1,0 +1,83 @@
+"""What the speed benchmarks share: interleaved timing, records and tables."""
+
+import json
+import os
+import pathlib
+import platform
+import statistics
+import tempfile
+import time
+
+import keras
+import keras_hub
+
+import keras_coda
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+def interleave(candidates, num_rounds, num_warmup=1):
+    """Times functions in turn, so that a slow moment hits all of them.
+
+    Args:
+        candidates: dict from name to a function without arguments that
+            returns when its work is done.
+        num_rounds: int. Timed calls of each.
+        num_warmup: int. Calls of each before, which compile.
+
+    Returns:
+        A dict from name to the median seconds of a call.
+    """
+    seconds = {name: [] for name in candidates}
+    for number in range(num_warmup + num_rounds):
+        for name, function in candidates.items():
+            start = time.perf_counter()
+            function()
+            if number >= num_warmup:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def versions():
+    """Versions and machine, to be kept with every result."""
+    backend = keras.config.backend()
+    return {
+        "backend": backend,
+        "backend_version": __import__(backend).__version__,
+        "keras": keras.version(),
+        "keras_hub": keras_hub.__version__,
+        "keras_coda": keras_coda.__version__,
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def write(path, text):
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, delete=False
+    ) as file:
+        file.write(text)
+    os.replace(file.name, path)
+
+
+def write_json(path, content):
+    write(path, json.dumps(content, indent=1) + "\n")
+
+
+def markdown_table(rows):
+    """A Markdown table of a list of dicts with the same keys."""
+    if not rows:
+        return ""
+    lines = [list(rows[0]), ["---"] * len(rows[0])]
+    lines += [[_format(value) for value in row.values()] for row in rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def _format(value):
+    if isinstance(value, float):
+        return f"{value:.3g}" if value < 0.1 else f"{value:.2f}"
+    return "" if value is None else str(value)
