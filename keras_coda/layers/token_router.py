@@ -8,7 +8,8 @@ from keras_coda.layers.validation import validate_reduction_factor
 from keras_coda.ops.routing import gather_rows
 from keras_coda.ops.routing import routed_length
 from keras_coda.ops.soft_top_k import SOLVERS
-from keras_coda.ops.soft_top_k import soft_top_k
+from keras_coda.ops.soft_top_k import descending_order
+from keras_coda.ops.soft_top_k import soft_top_k_and_order
 from keras_coda.ops.soft_top_k import validate_solver
 
 ROUTING_METHODS = (*SOLVERS, "sigmoid", "first_k")
@@ -133,8 +134,10 @@ class TokenRouter(keras.layers.Layer):
         num_chosen = num_routed - num_prefix
         chosen_scores = scores[:, num_prefix:]
         chosen_mask = None if mask is None else mask[:, num_prefix:]
-        weights = self._weights(chosen_scores, num_chosen, chosen_mask)
-        indices = _best(chosen_scores, num_chosen, chosen_mask)
+        weights, order = self._weights_and_order(
+            chosen_scores, num_chosen, chosen_mask
+        )
+        indices = order[:, :num_chosen]
         weights = gather_rows(weights, indices)
         if self.num_prefix_tokens == 0:
             return weights, indices
@@ -166,21 +169,21 @@ class TokenRouter(keras.layers.Layer):
         kernel = ops.cast(self.kernel, "float32")
         return ops.squeeze(ops.matmul(inputs, kernel), -1)
 
-    def _weights(self, scores, num_chosen, mask):
-        if self.method in SOLVERS:
-            if isinstance(num_chosen, int) and num_chosen == 0:
-                return ops.zeros_like(scores)
-            return soft_top_k(
+    def _weights_and_order(self, scores, num_chosen, mask):
+        """Weights of all scores, and their positions, best first."""
+        nothing_to_choose = isinstance(num_chosen, int) and num_chosen == 0
+        if self.method in SOLVERS and not nothing_to_choose:
+            return soft_top_k_and_order(
                 scores,
                 num_chosen,
                 epsilon=self.epsilon,
                 solver=self.method,
                 mask=mask,
             )
+        weights = _ones(scores, mask)
         if self.method == "sigmoid":
-            weights = ops.sigmoid(scores)
-            return weights * _ones(scores, mask)
-        return _ones(scores, mask)
+            weights = weights * ops.sigmoid(scores)
+        return weights, descending_order(scores, mask)
 
     def _route_all(self, scores, mask):
         if self.method in ("exact", "first_k"):
@@ -188,7 +191,7 @@ class TokenRouter(keras.layers.Layer):
             return 1.0 + 0.0 * scores
         length = ops.shape(scores)[1]
         num_prefix = _minimum(self.num_prefix_tokens, length)
-        weights = self._weights(
+        weights, _ = self._weights_and_order(
             scores[:, num_prefix:],
             length - num_prefix,
             None if mask is None else mask[:, num_prefix:],
@@ -222,14 +225,6 @@ class TokenRouter(keras.layers.Layer):
             }
         )
         return config
-
-
-def _best(scores, num_chosen, mask):
-    """Positions of the highest scores, real tokens before padding."""
-    if mask is not None:
-        scores = ops.where(mask, scores, ops.full_like(scores, -1e30))
-    indices = ops.argsort(-ops.stop_gradient(scores), axis=-1)
-    return ops.cast(indices[:, :num_chosen], "int32")
 
 
 def _ones(scores, mask):

@@ -76,6 +76,30 @@ def soft_top_k(
         [Lei et al., 2023](https://arxiv.org/abs/2304.04947), eq. 12 (the
         problem) and eq. 13 (coordinate descent).
     """
+    weights, _ = soft_top_k_and_order(
+        scores,
+        k,
+        epsilon,
+        solver,
+        mask,
+        num_iterations,
+        epsilon_init,
+        epsilon_decay,
+    )
+    return weights
+
+
+def soft_top_k_and_order(
+    scores,
+    k,
+    epsilon=0.03,
+    solver="exact",
+    mask=None,
+    num_iterations=20,
+    epsilon_init=4.0,
+    epsilon_decay=0.7,
+):
+    """`soft_top_k` and `descending_order`, for the price of one sort."""
     scores = ops.convert_to_tensor(scores)
     if mask is not None:
         mask = ops.cast(ops.convert_to_tensor(mask), "bool")
@@ -87,9 +111,10 @@ def soft_top_k(
     compute_dtype = "float64" if dtype == "float64" else "float32"
     scores = ops.cast(scores, compute_dtype)
     budget = _budget(scores, k, mask)
+    order = descending_order(scores, mask)
 
     if solver == "exact":
-        weights = _exact(scores, budget, epsilon, mask)
+        weights = _exact(scores, budget, epsilon, mask, order)
     else:
         weights = _coordinate_descent(
             scores,
@@ -102,7 +127,18 @@ def soft_top_k(
         )
     if mask is not None:
         weights = ops.where(mask, weights, ops.zeros_like(weights))
-    return ops.cast(weights, dtype)
+    return ops.cast(weights, dtype), order
+
+
+def descending_order(scores, mask=None):
+    """The int32 positions of the scores, the largest first, masked ones last.
+
+    Not `ops.top_k`: what JAX exports of it cannot be served.
+    """
+    scores = ops.stop_gradient(scores)
+    if mask is not None:
+        scores = ops.where(mask, scores, ops.full_like(scores, -1e30))
+    return ops.cast(ops.argsort(-scores, axis=-1), "int32")
 
 
 def validate_solver(solver, epsilon):
@@ -183,7 +219,7 @@ def _budget(scores, k, mask):
     return ops.broadcast_to(budget, ops.shape(scores[..., :1]))
 
 
-def _exact(scores, budget, epsilon, mask):
+def _exact(scores, budget, epsilon, mask, order):
     """The optimum of eq. 12, `min(1, u * exp(scores / epsilon))`.
 
     The multiplier `u` solves `sum(min(1, u * w)) = k`. The left side is
@@ -192,7 +228,11 @@ def _exact(scores, budget, epsilon, mask):
     """
     # Each row's k-th largest score is the reference: relative to it the free
     # weights sum to between 1 and n, so no score scale overflows.
-    reference = ops.stop_gradient(_kth_largest(scores, budget, mask))
+    position = ops.maximum(ops.cast(budget, "int32") - 1, 0)
+    kth_largest = ops.take_along_axis(order, position, axis=-1)
+    reference = ops.stop_gradient(
+        ops.take_along_axis(scores, kth_largest, axis=-1)
+    )
     exponents = (scores - reference) / epsilon
     num_scores = ops.cast(ops.shape(scores)[-1], scores.dtype)
     # Entries log(n - k + 1) above the k-th are saturated whatever the rest is.
@@ -230,17 +270,6 @@ def _multiplier(unnormalized, free, budget, valid):
     # A row without a real token has nothing to share and total = 0.
     total = ops.where(total > 0.0, total, ops.ones_like(total))
     return (budget - num_saturated) / total
-
-
-def _kth_largest(scores, budget, mask):
-    """Each row's k-th largest unmasked score, of shape `(..., 1)`."""
-    if mask is not None:
-        # Finite, so that the reference of an all-masked row is no infinity.
-        lowest = ops.full_like(scores, -1e30)
-        scores = ops.where(mask, scores, lowest)
-    descending = -ops.sort(-scores, axis=-1)
-    position = ops.maximum(ops.cast(budget, "int32") - 1, 0)
-    return ops.take_along_axis(descending, position, axis=-1)
 
 
 def _coordinate_descent(
