@@ -5,8 +5,11 @@
 
 Fine-tunes all-MiniLM-L6-v2 on topics and pairs of Reuters R52, and a small ViT
 on Fashion-MNIST (see quality_tasks.py), in each of the ways that ROWS lists.
-Every row has the same data, trained head, steps with labels and learning rate
-schedule; steps without labels come on top where the row says so.
+Every row has the same data, trained head and number of steps. CoDA has
+two stages: dense adapters, which are trained once for all rows of a seed, and
+then at the reduction factor, with another learning rate schedule. A row of one
+stage trains at the reduction factor all the time, and a dense row at 1. Masked
+LM and alignment before that are steps on top.
 
 Writes quality.json, quality.md and quality.png. Each finished run is written at
 once: a killed benchmark goes on where it stopped, and two may share a folder.
@@ -14,23 +17,21 @@ once: a killed benchmark goes on where it stopped, and two may share a folder.
 
 import argparse
 import json
-import os
 import pathlib
-import platform
 import statistics
-import tempfile
 import time
 from typing import NamedTuple
 
 import keras
-import keras_hub
 import numpy as np
 import quality_tasks
 import rich.progress
+import timing
 
 import keras_coda
 from keras_coda.callbacks import ElasticReduction
 from keras_coda.callbacks import ReductionSchedule
+from keras_coda.conversion.trained_weights import trained_weights
 
 ELASTIC_REDUCTION_FACTORS = (1, 2, 3, 5)
 
@@ -42,12 +43,12 @@ class Row(NamedTuple):
         text: what the table calls it.
         settings: arguments of `coda_wrap` besides the reduction factor, or
             `None` for a model that is not converted.
-        recipe: which steps in `train` come before or with fine-tuning.
+        recipe: the steps before, with or instead of two stages, see `train`.
     """
 
     text: str
     settings: dict | None = {}
-    recipe: tuple = ("anneal half",)
+    recipe: tuple = ()
 
     @property
     def reduction_factors(self):
@@ -55,6 +56,7 @@ class Row(NamedTuple):
         return (1.0,) if "dense" in self.recipe else None
 
 
+SHORTCUT = {"shortcut_dim": 64}
 ROWS = {
     "head": Row("frozen backbone, head alone", None, ("dense", "freeze")),
     "dense": Row("parallel adapters, dense", {}, ("dense",)),
@@ -69,36 +71,50 @@ ROWS = {
     ),
     "no_prefix": Row("CoDA, CLS not always routed", {"num_prefix_tokens": 0}),
     "soft": Row("CoDA, epsilon 0.3", {"epsilon": 0.3}),
-    "softer": Row("CoDA, epsilon 1", {"epsilon": 1.0}),
-    "sudden": Row("CoDA, not annealed", {}, ()),
-    "anneal": Row("CoDA, annealed over 15%", {}, ("anneal",)),
-    "last_cls": Row(
-        "CoDA, last block CLS alone", {}, ("anneal half", "last block CLS")
+    "calibrate": Row("CoDA, calibrated routers", {}, ("calibrate",)),
+    "shortcut": Row("CoDA, calibrated shortcuts", SHORTCUT, ("calibrate",)),
+    "shortcut_k_to_k": Row(
+        "CoDA k_to_k, calibrated shortcuts",
+        {"attention": "k_to_k", **SHORTCUT},
+        ("calibrate",),
+    ),
+    "shortcut_sigmoid": Row(
+        "CoDA, sigmoid router, calibrated shortcuts",
+        {"router": "sigmoid", **SHORTCUT},
+        ("calibrate",),
+    ),
+    "shortcut_first_k": Row(
+        "truncation, calibrated shortcuts",
+        {"router": "first_k", **SHORTCUT},
+        ("calibrate",),
     ),
     "best": Row(
         "CoDA, calibrated shortcuts, last block CLS alone",
-        {"shortcut_dim": 64},
-        ("calibrate", "anneal half", "last block CLS"),
+        SHORTCUT,
+        ("calibrate", "last block CLS"),
     ),
     "lora_rank": Row("CoDA + LoRA, rank 8", {"lora_rank": 8}),
-    "calibrate": Row(
-        "CoDA, calibrated routers", {}, ("calibrate", "anneal half")
-    ),
-    "shortcut": Row(
-        "CoDA, calibrated shortcuts",
-        {"shortcut_dim": 64},
-        ("calibrate", "anneal half"),
-    ),
-    "align": Row("CoDA, aligned first", {}, ("align", "anneal half")),
-    "align_sudden": Row("CoDA, aligned first, not annealed", {}, ("align",)),
-    "pretrain": Row("CoDA, masked LM first", {}, ("pretrain", "anneal half")),
-    "pretrain_sudden": Row(
-        "CoDA, masked LM first, not annealed", {}, ("pretrain",)
-    ),
     "distill": Row(
-        "CoDA, fine-tuned dense, then aligned to itself", {}, ("distill",)
+        "CoDA, second stage without labels (align)", SHORTCUT, ("distill",)
     ),
-    "elastic": Row("CoDA, one model for r = 1, 2, 3, 5", {}, ("elastic",)),
+    "sudden": Row("CoDA, one stage", {}, ("one stage",)),
+    "anneal": Row(
+        "CoDA, one stage, annealed over 15%", {}, ("one stage", "anneal")
+    ),
+    "half": Row(
+        "CoDA, one stage, annealed over 50%", {}, ("one stage", "half")
+    ),
+    "align": Row(
+        "CoDA, aligned without labels, then one stage",
+        {},
+        ("align", "one stage"),
+    ),
+    "pretrain": Row(
+        "CoDA, masked LM, then one stage", {}, ("pretrain", "one stage")
+    ),
+    "elastic": Row(
+        "CoDA, one model for r = 1, 2, 3, 5", SHORTCUT, ("calibrate", "elastic")
+    ),
 }
 
 
@@ -125,16 +141,17 @@ def parse_arguments():
     add("--seeds", default="0,1,2", help="default: %(default)s")
     add("--train-size", type=int, default=1500)
     add("--test-size", type=int, default=2000)
-    add("--epochs", type=int, default=4, help="with labels")
-    add("--unlabelled-epochs", type=int, default=4, help="align, masked LM")
+    add("--first-epochs", type=int, default=3, help="dense")
+    add("--second-epochs", type=int, default=3, help="at the reduction factor")
     add("--vision-epochs", type=int, default=8, help="of the dense ViT")
     add("--batch-size", type=int, default=32)
     add("--sequence-length", type=int, default=64)
-    add("--learning-rate", type=float, default=3e-3)
+    add("--learning-rate", type=float, default=3e-3, help="first stage")
+    add("--second-learning-rate", type=float, default=1e-3)
     add(
         "--output",
         type=pathlib.Path,
-        default=pathlib.Path(__file__).parent / "results",
+        default=timing.RESULTS,
     )
     add("--quick", action="store_true", help="a minute, and no meaning")
     arguments = parser.parse_args()
@@ -142,7 +159,7 @@ def parse_arguments():
         arguments.tasks, arguments.rows = "pairs", "dense,coda,distill,elastic"
         arguments.reduction_factors, arguments.seeds = "4", "0"
         arguments.train_size = arguments.test_size = 32
-        arguments.epochs = arguments.unlabelled_epochs = 1
+        arguments.first_epochs = arguments.second_epochs = 1
         arguments.sequence_length = 16
     return arguments
 
@@ -155,68 +172,58 @@ def train(experiment, task, arguments):
     row = ROWS[experiment.row]
     keras.utils.set_random_seed(experiment.seed)
     dense = task.make_dense()
-    inputs, labels = task.train
-    learning_rate = arguments.learning_rate
-    model, callbacks, notes = dense, [], {}
     if row.settings is None:
-        learning_rate /= 10
-        if "freeze" in row.recipe:
-            dense.backbone.trainable = False
-            learning_rate *= 50
-        if "lora" in row.recipe:
-            dense.backbone.enable_lora(8)
-            learning_rate *= 10
-    else:
-        model = convert(experiment, dense)
+        return train_unconverted(dense, experiment, task, arguments)
+    model, notes = convert(experiment, dense), {}
+    inputs, labels = task.train
+    sample = keras.tree.map_structure(lambda values: values[:384], inputs)
     unlabelled = {
         "optimizer": quality_tasks.make_optimizer(
-            arguments.learning_rate,
+            arguments.second_learning_rate,
             len(labels),
-            arguments.unlabelled_epochs,
+            arguments.second_epochs,
             arguments.batch_size,
         ),
-        "epochs": arguments.unlabelled_epochs,
+        "epochs": arguments.second_epochs,
         "batch_size": arguments.batch_size,
         "verbose": 0,
     }
-    if "calibrate" in row.recipe:
-        sample = keras.tree.map_structure(lambda v: v[:384], inputs)
-        notes["explained"] = keras_coda.training.calibrate(model, sample)
     if "align" in row.recipe:
         history = keras_coda.training.align(model, dense, inputs, **unlabelled)
         notes["unlabelled"] = history.history
     if "pretrain" in row.recipe:
-        raw = task.raw[: len(labels)]
         history = keras_coda.training.pretrain(
             model,
-            raw,
+            task.raw[: len(labels)],
             tokenizer=task.tokenizer,
             sequence_length=arguments.sequence_length,
             reduction_factor=experiment.reduction_factor,
             **unlabelled,
         )
         notes["unlabelled"] = history.history
-    if "anneal" in row.recipe:
-        callbacks.append(ReductionSchedule(verbose=0))
-    if "anneal half" in row.recipe:
-        callbacks.append(ReductionSchedule(fraction=0.5, verbose=0))
-    if "elastic" in row.recipe:
-        callbacks.append(ElasticReduction(ELASTIC_REDUCTION_FACTORS))
+    if "one stage" in row.recipe:
+        callbacks = []
+        if "anneal" in row.recipe:
+            callbacks.append(ReductionSchedule(verbose=0))
+        if "half" in row.recipe:
+            callbacks.append(ReductionSchedule(fraction=0.5, verbose=0))
+        notes["train_accuracy"] = fit(
+            model,
+            task,
+            arguments,
+            experiment.seed,
+            arguments.first_epochs + arguments.second_epochs,
+            arguments.learning_rate,
+            callbacks,
+        )
+        return model, notes
+
+    first = first_stage(experiment.seed, task, arguments)
+    for path, weight in trained_weights(model).items():
+        if path in first and "router" not in path:
+            weight.assign(first[path])
     if "distill" in row.recipe:
-        reduction_factor = model.reduction_factor
-        model.reduction_factor = 1
-    notes["train_accuracy"] = quality_tasks.compile_and_fit(
-        model,
-        inputs,
-        labels,
-        arguments.epochs,
-        arguments.batch_size,
-        learning_rate,
-        experiment.seed,
-        callbacks,
-    )
-    if "distill" in row.recipe:
-        model.reduction_factor = reduction_factor
+        keras_coda.training.calibrate(model, sample)
         history = keras_coda.training.align(
             model,
             dense,
@@ -226,7 +233,76 @@ def train(experiment, task, arguments):
             **unlabelled,
         )
         notes["unlabelled"] = history.history
+        return model, notes
+    if "calibrate" in row.recipe:
+        notes["explained"] = keras_coda.training.calibrate(model, sample)
+    callbacks = []
+    if "elastic" in row.recipe:
+        callbacks.append(ElasticReduction(ELASTIC_REDUCTION_FACTORS))
+    notes["train_accuracy"] = fit(
+        model,
+        task,
+        arguments,
+        experiment.seed,
+        arguments.second_epochs,
+        arguments.second_learning_rate,
+        callbacks,
+    )
     return model, notes
+
+
+def first_stage(seed, task, arguments):
+    """The weights of the dense parallel adapters after the first stage.
+
+    All rows with two stages go on from them.
+    """
+    if seed not in task.first_stages:
+        model = keras_coda.coda_wrap(task.make_dense(), reduction_factor=1)
+        fit(
+            model,
+            task,
+            arguments,
+            seed,
+            arguments.first_epochs,
+            arguments.learning_rate,
+        )
+        task.first_stages[seed] = {
+            path: keras.ops.convert_to_numpy(weight)
+            for path, weight in trained_weights(model).items()
+        }
+    return task.first_stages[seed]
+
+
+def train_unconverted(model, experiment, task, arguments):
+    recipe = ROWS[experiment.row].recipe
+    learning_rate = arguments.learning_rate / 10
+    if "freeze" in recipe:
+        model.backbone.trainable = False
+        learning_rate *= 50
+    if "lora" in recipe:
+        model.backbone.enable_lora(8)
+        learning_rate *= 10
+    accuracies = fit(
+        model,
+        task,
+        arguments,
+        experiment.seed,
+        arguments.first_epochs + arguments.second_epochs,
+        learning_rate,
+    )
+    return model, {"train_accuracy": accuracies}
+
+
+def fit(model, task, arguments, seed, epochs, learning_rate, callbacks=()):
+    return quality_tasks.compile_and_fit(
+        model,
+        *task.train,
+        epochs,
+        arguments.batch_size,
+        learning_rate,
+        seed,
+        callbacks,
+    )
 
 
 def convert(experiment, dense):
@@ -294,15 +370,6 @@ def run(experiment, task, arguments):
 # === Results ===
 
 
-def write(path, text):
-    """Writes a file whole or not at all."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, delete=False
-    ) as file:
-        file.write(text)
-    os.replace(file.name, path)
-
-
 def read_runs(path, setup):
     """The runs that are there already, of this process or another."""
     if not path.exists():
@@ -339,7 +406,7 @@ def summarize(runs):
                 "task": task,
                 "r": reduction_factor,
                 "row": ROWS[row].text,
-                "mean": statistics.mean(accuracies),
+                "accuracy": statistics.mean(accuracies),
                 "spread": max(accuracies) - min(accuracies),
                 "seeds": len(results),
                 "trainable": results[0]["trainable"],
@@ -347,19 +414,6 @@ def summarize(runs):
             }
         )
     return records
-
-
-def make_table(records):
-    lines = [
-        "| task | r | row | accuracy | spread | seeds | trainable | speedup |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    lines += [
-        "| {task} | {r:g} | {row} | {mean:.1f} | {spread:.1f} | {seeds} "
-        "| {trainable:,} | {speedup:.2f} |".format(**record)
-        for record in records
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def plot(records, path):
@@ -379,7 +433,7 @@ def plot(records, path):
             ]
             panel.plot(
                 [point["speedup"] for point in points],
-                [point["mean"] for point in points],
+                [point["accuracy"] for point in points],
                 marker="osD^vP*X<>"[index // 10 % 10],
                 color=f"C{index % 10}",
                 label=name if points else None,
@@ -393,28 +447,20 @@ def plot(records, path):
 
 def main():
     arguments = parse_arguments()
-    arguments.output.mkdir(parents=True, exist_ok=True)
     path = arguments.output / "quality.json"
     setup = {
         name: getattr(arguments, name)
         for name in (
             "train_size",
             "test_size",
-            "epochs",
-            "unlabelled_epochs",
+            "first_epochs",
+            "second_epochs",
             "vision_epochs",
             "batch_size",
             "sequence_length",
             "learning_rate",
+            "second_learning_rate",
         )
-    }
-    versions = {
-        "backend": keras.config.backend(),
-        "keras": keras.version(),
-        "keras_hub": keras_hub.__version__,
-        "keras_coda": keras_coda.__version__,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "date": time.strftime("%Y-%m-%d"),
     }
     runs = read_runs(path, setup)
     asked = [float(r) for r in arguments.reduction_factors.split(",")]
@@ -425,8 +471,7 @@ def main():
         for row in arguments.rows.split(",")
         for reduction_factor in ROWS[row].reduction_factors or asked
     ]
-    # Of a masked language model there is none for images; and one elastic run
-    # is for all reduction factors.
+    # One elastic run is for all reduction factors.
     experiments = [
         experiment
         for experiment in experiments
@@ -455,8 +500,14 @@ def main():
                 results = run(experiment, tasks[name], arguments)
                 # Another process may have added some meanwhile.
                 runs = {**read_runs(path, setup), **results}
-                content = {"setup": setup, "versions": versions, "runs": runs}
-                write(path, json.dumps(content, indent=1))
+                timing.write_json(
+                    path,
+                    {
+                        "setup": setup,
+                        "versions": timing.versions(),
+                        "runs": runs,
+                    },
+                )
                 for key, result in results.items():
                     progress.console.print(
                         f"{key}: {result['accuracy']:.1%}, "
@@ -465,9 +516,9 @@ def main():
                     )
             progress.advance(bar)
     records = summarize(runs)
-    table = make_table(records)
-    write(arguments.output / "quality.md", table)
-    plot(records, arguments.output / "quality.png")
+    table = timing.markdown_table(records)
+    timing.write(path.with_suffix(".md"), table)
+    plot(records, path.with_suffix(".png"))
     print(table)
 
 

