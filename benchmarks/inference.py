@@ -18,9 +18,6 @@ from an earlier run with other `--shapes` is kept.
 import argparse
 import json
 import pathlib
-import resource
-import subprocess
-import sys
 from typing import NamedTuple
 
 import keras
@@ -32,6 +29,7 @@ import keras_coda
 from keras_coda.analysis.flops import count_block
 from keras_coda.layers import ConditionalTransformerBlock
 from keras_coda.layers import TransformerBlock
+from keras_coda.layers.conditional_transformer_block import ATTENTIONS
 
 
 class Shape(NamedTuple):
@@ -195,17 +193,21 @@ def make_candidates(dense, name, arguments):
         ("dense", None): make_model(dense, name),
         ("parallel adapter", 1): make_model(dense, name, 1),
     }
-    for attention in ("k_to_all", "k_to_k"):
+    for attention in ATTENTIONS:
         for reduction_factor in reduction_factors_of(name, arguments):
             models[attention, reduction_factor] = make_model(
                 dense, name, reduction_factor, attention
             )
     for model in models.values():
-        model.compile(
-            jit_compile=arguments.mode == "compiled"
-            or keras.config.backend() == "jax"
-        )
+        compile_model(model, arguments)
     return models
+
+
+def compile_model(model, arguments, **settings):
+    jit_compile = arguments.mode == "compiled"
+    # JAX always compiles.
+    jit_compile = jit_compile or keras.config.backend() == "jax"
+    model.compile(jit_compile=jit_compile, **settings)
 
 
 def run_shape(name, arguments):
@@ -239,7 +241,9 @@ def run_shape(name, arguments):
             row["limit"] = limit(model, shape.length)
             row["efficiency"] = speedup / row["limit"]
         if arguments.memory:
-            row["peak MB"] = peak_memory(name, key, arguments)
+            row["peak MB"] = timing.peak_memory(
+                __file__, [name, *key], "--mode", arguments.mode
+            )
         rows.append(row)
     return rows
 
@@ -247,46 +251,16 @@ def run_shape(name, arguments):
 # === Memory ===
 
 
-def peak_memory(name, key, arguments):
-    """Peak memory of a call in MB, over that of the loaded model."""
-    attention, reduction_factor = key
-    process = subprocess.run(
-        [
-            sys.executable,
-            __file__,
-            "--measure-memory-of",
-            json.dumps([name, attention, reduction_factor]),
-            "--mode",
-            arguments.mode,
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return float(process.stdout.split()[-1])
-
-
 def measure_memory(arguments):
+    """What the process does that `timing.peak_memory` starts."""
     name, attention, reduction_factor = json.loads(arguments.measure_memory_of)
     shape = SHAPES[name]
-    if attention not in ("k_to_all", "k_to_k"):
+    if attention not in ATTENTIONS:
         attention = "k_to_all"
     model = make_model(shape.make(), name, reduction_factor, attention)
-    model.compile(
-        jit_compile=arguments.mode == "compiled"
-        or keras.config.backend() == "jax"
-    )
+    compile_model(model, arguments)
     inputs = make_inputs(model, shape)
-    before = resident_megabytes()
-    for _ in range(3):
-        model.predict_on_batch(inputs)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(peak - before)
-
-
-def resident_megabytes():
-    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+    timing.print_peak_memory(lambda: model.predict_on_batch(inputs))
 
 
 # === Results ===
@@ -299,7 +273,7 @@ def plot(rows, path):
     figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     for panel, name in zip(panels, names):
-        for color, attention in enumerate(("k_to_all", "k_to_k")):
+        for color, attention in enumerate(ATTENTIONS):
             points = [
                 row
                 for row in rows

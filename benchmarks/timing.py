@@ -5,6 +5,8 @@ import os
 import pathlib
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 
@@ -36,6 +38,50 @@ def interleave(candidates, num_rounds, num_warmup=1):
             if number >= num_warmup:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def peak_memory(script, candidate, *arguments):
+    """Peak memory of a call in MB, over that before it, in its own process.
+
+    Args:
+        script: a script that, given `--measure-memory-of JSON`, makes that
+            candidate and calls `print_peak_memory`.
+        candidate: what JSON holds.
+        *arguments: further arguments of the script.
+    """
+    process = subprocess.run(
+        [
+            sys.executable,
+            script,
+            "--measure-memory-of",
+            json.dumps(candidate),
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(process.stdout.split()[-1])
+
+
+def print_peak_memory(function):
+    """Calls a function a few times and prints its peak memory in MB.
+
+    Resident memory, which Linux counts.
+    """
+    # Forget the peak of what was before.
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    for _ in range(3):
+        function()
+    print(_status("VmHWM") - before)
+
+
+def _status(field):
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) / 1024
+    raise KeyError(field)
 
 
 def versions():
