@@ -30,7 +30,8 @@ class Task:
 
     Attributes:
         train, test: tuples `(inputs, labels)`.
-        raw: the training inputs before preprocessing: texts or images.
+        unlabelled: inputs for a pass without labels, of the training split.
+        raw: the same before preprocessing: texts or images.
         tokenizer: of texts, else `None`.
         first_stages: weights that were trained already, by seed.
     """
@@ -69,8 +70,18 @@ class TextTask(Task):
             arguments.train_size,
             random.Random("train"),
         )
-        self.raw = [*texts[0], *texts[1]] if name == "pairs" else texts
         self.train = make_tokens(preprocessor, texts), labels
+        texts, _ = select(
+            data.train_texts,
+            data.train_labels,
+            arguments.train_size * arguments.second_epochs,
+            random.Random("unlabelled"),
+        )
+        self.unlabelled = make_tokens(preprocessor, texts)
+        # Masked LM takes no pairs: either document of each in turn.
+        self.raw = texts
+        if name == "pairs":
+            self.raw = [pair[i % 2] for i, pair in enumerate(zip(*texts))]
         texts, labels = select(
             data.test_texts,
             data.test_labels,
@@ -106,7 +117,8 @@ class FashionTask(Task):
             images[: arguments.train_size],
             labels[: arguments.train_size],
         )
-        self.raw = self.train[0]
+        size = arguments.train_size * arguments.second_epochs
+        self.raw = self.unlabelled = images[-size:]
         images, labels = read_idx("t10k")
         self.test = images[: arguments.test_size], labels[: arguments.test_size]
         self.epochs = arguments.vision_epochs

@@ -144,7 +144,7 @@ def run(task, start, settings, options, arguments):
                 router.kernel.assign(value)
     result = {"gradient_before": gradient_share(coda, sample)}
     before = is_routed(coda, sample)
-    num_steps = arguments.epochs * -(-len(labels) // 32)
+    num_steps = arguments.second_epochs * -(-len(labels) // 32)
     callbacks = []
     if options.get("anneal"):
         callbacks.append(AnnealEpsilon(1.0, 0.03, num_steps))
@@ -152,7 +152,7 @@ def run(task, start, settings, options, arguments):
         coda,
         inputs,
         labels,
-        arguments.epochs,
+        arguments.second_epochs,
         32,
         arguments.learning_rate,
         seed=0,
@@ -176,7 +176,7 @@ def main():
     parser.add_argument("--test-size", type=int, default=2000)
     parser.add_argument("--sequence-length", type=int, default=64)
     parser.add_argument("--dense-epochs", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--second-epochs", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--reduction-factor", type=float, default=5.0)
     parser.add_argument(

@@ -78,7 +78,10 @@ def run(method, task, arguments):
         reduction_factor=arguments.reduction_factor,
         **METHODS[method],
     )
-    inputs, labels = task.train
+    num_inputs = arguments.train_size
+    inputs = keras.tree.map_structure(
+        lambda values: values[:num_inputs], task.unlabelled
+    )
     if coda.shortcut_dim is not None:
         keras_coda.training.calibrate(
             coda, keras.tree.map_structure(lambda v: v[:384], inputs)
@@ -91,9 +94,9 @@ def run(method, task, arguments):
     )
     fit_arguments = {
         "optimizer": quality_tasks.make_optimizer(
-            arguments.learning_rate, len(labels), arguments.epochs, 32
+            arguments.learning_rate, num_inputs, arguments.second_epochs, 32
         ),
-        "epochs": arguments.epochs,
+        "epochs": arguments.second_epochs,
         "batch_size": 32,
         "callbacks": [record],
         "verbose": 0,
@@ -101,7 +104,7 @@ def run(method, task, arguments):
     if method == "masked LM":
         keras_coda.training.pretrain(
             coda,
-            task.raw,
+            task.raw[:num_inputs],
             tokenizer=task.tokenizer,
             sequence_length=arguments.sequence_length,
             reduction_factor=arguments.reduction_factor,
@@ -136,7 +139,7 @@ def main():
     add("--train-size", type=int, default=1500)
     add("--test-size", type=int, default=1000)
     add("--sequence-length", type=int, default=64)
-    add("--epochs", type=int, default=6)
+    add("--second-epochs", type=int, default=6, help="without labels")
     add("--learning-rate", type=float, default=1e-3)
     add("--reduction-factor", type=float, default=3.0)
     add("--output", type=pathlib.Path, default=timing.RESULTS)

@@ -54,14 +54,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--train-size", type=int, default=1500)
     parser.add_argument("--test-size", type=int, default=500)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--second-epochs", type=int, default=3)
     parser.add_argument("--vision-epochs", type=int, default=8)
     parser.add_argument("--sequence-length", type=int, default=64)
     arguments = parser.parse_args()
     GALLERY.mkdir(exist_ok=True)
 
     task = quality_tasks.FashionTask("fashion", arguments)
-    coda = fine_tune(task, 4, arguments.epochs)
+    coda = fine_tune(task, 4, arguments.second_epochs)
     images, labels = task.test
     # The first of each of five classes.
     chosen = [int(np.argmax(labels == label)) for label in (0, 1, 5, 8, 9)]
@@ -69,7 +69,7 @@ def main():
     figure.savefig(GALLERY / "fashion.png", dpi=80)
 
     task = quality_tasks.TextTask("topics", arguments)
-    coda = fine_tune(task, 4, arguments.epochs)
+    coda = fine_tune(task, 4, arguments.second_epochs)
     inputs = keras.tree.map_structure(lambda values: values[:4], task.test[0])
     text = keras_coda.analysis.highlight_routing(coda, inputs, task.tokenizer)
     (GALLERY / "topics.html").write_text(text.html())
