@@ -8,6 +8,7 @@ Half an hour on two cores. The models are those of benchmarks/quality.py.
 """
 
 import argparse
+import io
 import pathlib
 import sys
 
@@ -17,9 +18,33 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import keras
 import numpy as np
 import quality_tasks
+from rich.console import Console
+from rich.terminal_theme import DEFAULT_TERMINAL_THEME
 
 import keras_coda
 from keras_coda.callbacks import ReductionSchedule
+
+# Rich's own format loads a font from the web.
+SVG = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">
+<style>
+.{unique_id}-matrix {{
+    font: {char_height}px monospace; line-height: {line_height}px;
+}}
+{styles}
+</style>
+<defs>
+<clipPath id="{unique_id}-clip-terminal">
+<rect width="{terminal_width}" height="{terminal_height}"/>
+</clipPath>
+{lines}
+</defs>
+<g clip-path="url(#{unique_id}-clip-terminal)">
+<rect width="100%" height="100%" fill="white"/>
+{backgrounds}
+<g class="{unique_id}-matrix">{matrix}</g>
+</g>
+</svg>
+"""
 
 GALLERY = ROOT / "docs" / "gallery"
 
@@ -50,6 +75,13 @@ def fine_tune(task, reduction_factor, epochs):
     return coda
 
 
+def to_svg(text):
+    """A picture of what `rich.print` shows."""
+    console = Console(file=io.StringIO(), record=True, width=90)
+    console.print(text)
+    return console.export_svg(theme=DEFAULT_TERMINAL_THEME, code_format=SVG)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--train-size", type=int, default=1500)
@@ -72,7 +104,7 @@ def main():
     coda = fine_tune(task, 4, arguments.second_epochs)
     inputs = keras.tree.map_structure(lambda values: values[:4], task.test[0])
     text = keras_coda.analysis.highlight_routing(coda, inputs, task.tokenizer)
-    (GALLERY / "topics.html").write_text(text.html())
+    (GALLERY / "topics.svg").write_text(to_svg(text))
     print("The pictures are in", GALLERY.relative_to(ROOT))
 
 
