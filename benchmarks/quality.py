@@ -61,6 +61,11 @@ SHORTCUT = {"shortcut_dim": 64}
 ROWS = {
     "head": Row("frozen backbone, head alone", None, ("dense", "freeze")),
     "dense": Row("parallel adapters, dense", {}, ("dense",)),
+    "dense_first": Row(
+        "parallel adapters, dense, first stage alone",
+        {},
+        ("dense", "first stage alone"),
+    ),
     "full": Row("full fine-tuning", None, ("dense",)),
     "lora": Row("KerasHub LoRA, rank 8", None, ("dense", "lora")),
     "coda": Row("CoDA k_to_all"),
@@ -72,25 +77,30 @@ ROWS = {
     ),
     "no_prefix": Row("CoDA, CLS not always routed", {"num_prefix_tokens": 0}),
     "soft": Row("CoDA, epsilon 0.3", {"epsilon": 0.3}),
-    "calibrate": Row("CoDA, calibrated routers", {}, ("calibrate",)),
-    "shortcut": Row("CoDA, calibrated shortcuts", SHORTCUT, ("calibrate",)),
-    "shortcut_k_to_k": Row(
-        "CoDA k_to_k, calibrated shortcuts",
+    "calibrate_routers": Row("CoDA, calibrated routers", {}, ("calibrate",)),
+    "calibrate_alone": Row(
+        "CoDA, calibrated, first stage alone",
+        SHORTCUT,
+        ("calibrate", "first stage alone"),
+    ),
+    "calibrate": Row("CoDA, calibrated", SHORTCUT, ("calibrate",)),
+    "calibrate_k_to_k": Row(
+        "CoDA k_to_k, calibrated",
         {"attention": "k_to_k", **SHORTCUT},
         ("calibrate",),
     ),
-    "shortcut_sigmoid": Row(
-        "CoDA, sigmoid router, calibrated shortcuts",
+    "calibrate_sigmoid": Row(
+        "CoDA, sigmoid router, calibrated",
         {"router": "sigmoid", **SHORTCUT},
         ("calibrate",),
     ),
-    "shortcut_first_k": Row(
+    "calibrate_first_k": Row(
         "truncation, calibrated shortcuts",
         {"router": "first_k", **SHORTCUT},
         ("calibrate",),
     ),
     "best": Row(
-        "CoDA, calibrated shortcuts, last block CLS alone",
+        "CoDA, calibrated, last block CLS alone",
         SHORTCUT,
         ("calibrate", "last block CLS"),
     ),
@@ -241,7 +251,9 @@ def train(experiment, task, arguments):
         notes["unlabelled"] = history.history
         return model, notes
     if "calibrate" in row.recipe:
-        notes["explained"] = keras_coda.training.calibrate(model, sample)
+        notes["fitted"] = keras_coda.training.calibrate(model, sample)
+    if "first stage alone" in row.recipe:
+        return model, notes
     callbacks = []
     if "elastic" in row.recipe:
         callbacks.append(ElasticReduction(ELASTIC_REDUCTION_FACTORS))

@@ -1,6 +1,7 @@
 import contextlib
 from typing import NamedTuple
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -82,7 +83,8 @@ def routing(model, inputs):
             stack.enter_context(_recorded(block.router)) for block in blocks
         ]
         # Called and not `predict`, which would be compiled.
-        model(_to_tensors(inputs), training=False)
+        tensors = keras.tree.map_structure(ops.convert_to_tensor, inputs)
+        model(tensors, training=False)
     return Routing(
         names=[block.name for block in blocks],
         weights=[record["weights"] for record in records],
@@ -119,9 +121,3 @@ def _recorded(router):
         yield record
     finally:
         del router.call
-
-
-def _to_tensors(inputs):
-    if isinstance(inputs, dict):
-        return {k: ops.convert_to_tensor(v) for k, v in inputs.items()}
-    return ops.convert_to_tensor(inputs)

@@ -4,9 +4,11 @@ import pytest
 from keras import ops
 
 import keras_coda
+from keras_coda.training.calibrate import _RoutingRegression
 from tests.conversion.models import HIDDEN_DIM
 from tests.conversion.models import bert_backbone
 from tests.conversion.models import bert_inputs
+from tests.conversion.models import predict
 from tests.conversion.models import randomize
 from tests.conversion.models import t5_backbone
 from tests.conversion.models import t5_inputs
@@ -55,9 +57,9 @@ def test_hidden_states_start_closer(family):
     assert error() < 0.8 * before
     assert coda.reduction_factor == 3
     assert list(explained) == [b.name for b in coda.conditional_blocks]
-    for shares in explained.values():
-        assert 0 < shares["router"] <= 1
-        assert 0 < shares["shortcut"] <= 1
+    for values in explained.values():
+        assert 0 < values["router"] <= 1
+        assert 0 < values["shortcut"] <= 1
 
 
 def ridge_regression(features, targets, ridge):
@@ -74,7 +76,7 @@ def ridge_regression(features, targets, ridge):
     return target_mean + centred @ coefficients
 
 
-def test_values_are_those_of_least_squares():
+def test_shortcuts_are_those_of_least_squares():
     dense, inputs = bert_backbone(num_layers=1), many(bert_inputs())
     coda = keras_coda.coda_wrap(
         dense, reduction_factor=2, shortcut_dim=HIDDEN_DIM
@@ -97,15 +99,6 @@ def test_values_are_those_of_least_squares():
     left = np.sum((update - estimate) ** 2) / np.sum(update**2)
     assert shares["shortcut"] == pytest.approx(1 - left, abs=1e-4)
 
-    size = np.linalg.norm(update - estimate, axis=1, keepdims=True)
-    size = (size - size.mean()) / size.std()
-    scores = ridge_regression(hidden, size, 0.01)
-    actual = hidden @ np.array(block.router.kernel)
-    np.testing.assert_allclose(actual - actual.mean(), scores, atol=1e-2)
-    assert shares["router"] == pytest.approx(
-        1 - np.mean((size - scores) ** 2), abs=1e-3
-    )
-
 
 def test_rank_limits_the_shortcut():
     dense, inputs = bert_backbone(), many(bert_inputs())
@@ -116,6 +109,88 @@ def test_rank_limits_the_shortcut():
         shares.append([s["shortcut"] for s in explained.values()])
     for block in np.transpose(shares):
         assert block[0] < block[1] < block[2] == pytest.approx(block[3])
+
+
+def test_routers_find_the_tokens_that_matter():
+    # One block of which only the tokens with a large first entry matter: the
+    # others are not attended to by the class token.
+    dense = bert_backbone(num_layers=2)
+    inputs = many(bert_inputs(), times=100)
+
+    def error(coda):
+        target = predict(dense, inputs)["pooled_output"]
+        output = predict(coda, inputs)["pooled_output"]
+        return np.mean((output - target) ** 2)
+
+    errors = []
+    for seed in range(3):
+        keras.utils.set_random_seed(seed)
+        coda = keras_coda.coda_wrap(dense, reduction_factor=3, shortcut_dim=4)
+        coda.conditional_blocks[1].reduction_factor = 1
+        keras_coda.training.calibrate(coda, inputs)
+        (kernel, *_) = [b.router.kernel for b in coda.conditional_blocks]
+        calibrated = error(coda)
+        kernel.assign(-kernel)
+        opposite = error(coda)
+        kernel.assign(np.random.default_rng(seed).normal(size=kernel.shape))
+        errors.append((calibrated, error(coda), opposite))
+    calibrated, random, opposite = np.mean(errors, axis=0)
+    assert calibrated < random < opposite
+
+
+def test_routing_regression_by_hand():
+    rng = np.random.default_rng(0)
+    num_passes, batch_size, n, dim = 4, 5, 6, 3
+    hidden = rng.normal(size=(batch_size, n, dim))
+    chosen = np.arange(n) < np.array([6, 6, 4, 5, 3])[:, None]
+    routed = rng.random((num_passes, batch_size, n)) < 0.5
+    routed &= chosen
+    errors = rng.normal(size=(num_passes, batch_size))
+    regression = _RoutingRegression(dim)
+    regression.ridge = 0.0
+    for rows in (slice(0, 2), slice(2, None)):
+        regression.add(
+            hidden[rows], routed[:, rows], chosen[rows], errors[:, rows]
+        )
+    router = keras_coda.layers.TokenRouter()
+    router.build((None, None, dim))
+    correlation = regression.fit(router)
+
+    features, targets, tokens = [], [], []
+    for row in range(batch_size):
+        real = hidden[row][chosen[row]]
+        tokens.append(real - real.mean(axis=0))
+        sums = [
+            (hidden[row] - real.mean(axis=0))[routed[p, row]].sum(axis=0)
+            for p in range(num_passes)
+        ]
+        features.append(sums - np.mean(sums, axis=0))
+        targets.append(errors[:, row] - errors[:, row].mean())
+    features, targets = np.concatenate(features), np.concatenate(targets)
+    expected = -np.linalg.lstsq(features, targets, rcond=None)[0]
+    scores = np.concatenate(tokens) @ expected
+    np.testing.assert_allclose(
+        np.array(router.kernel)[:, 0],
+        0.25 * expected / np.sqrt(np.mean(scores**2)),
+        rtol=1e-5,
+    )
+    expected_correlation = np.corrcoef(-features @ expected, targets)[0, 1]
+    assert correlation == pytest.approx(expected_correlation)
+
+
+def test_blocks_that_route_all_keep_their_routers():
+    coda = keras_coda.coda_wrap(bert_backbone(), reduction_factor=[1, 3])
+    kernels = [np.array(b.router.kernel) for b in coda.conditional_blocks]
+    fitted = keras_coda.training.calibrate(coda, many(bert_inputs()))
+    assert [list(values) for values in fitted.values()] == [[], ["router"]]
+    first, second = (np.array(b.router.kernel) for b in coda.conditional_blocks)
+    assert np.array_equal(first, kernels[0])
+    assert not np.array_equal(second, kernels[1])
+    assert coda.reduction_factor == [1, 3]
+    # Truncation has no router to fit.
+    coda = keras_coda.coda_wrap(bert_backbone(), router="first_k")
+    fitted = keras_coda.training.calibrate(coda, many(bert_inputs()))
+    assert not any(fitted.values())
 
 
 def test_changes_routers_and_shortcuts_alone():
@@ -142,12 +217,15 @@ def test_batches_of_an_iterable():
         ],
     ):
         coda = keras_coda.coda_wrap(dense)
-        explained = keras_coda.training.calibrate(coda, x)
-        assert all(list(shares) == ["router"] for shares in explained.values())
-        kernels.append(np.array(coda.conditional_blocks[1].router.kernel))
+        fitted = keras_coda.training.calibrate(coda, x, batch_size=24)
+        assert all(list(values) == ["router"] for values in fitted.values())
+        kernels.append(np.array(coda.conditional_blocks[0].router.kernel))
     np.testing.assert_allclose(*kernels, rtol=1e-3, atol=1e-5)
 
 
-def test_dense_model():
+def test_bad_arguments():
     with pytest.raises(TypeError, match="`coda` must be .* `keras_coda.coda_w"):
         keras_coda.training.calibrate(bert_backbone(), bert_inputs())
+    coda = keras_coda.coda_wrap(bert_backbone())
+    with pytest.raises(ValueError, match="num_passes=1"):
+        keras_coda.training.calibrate(coda, bert_inputs(), num_passes=1)
