@@ -10,7 +10,10 @@ at the reduction factor, and the table says
   1% of the largest in its sequence, for random gradients of the weights, before
   and after;
 - kept: the share of the routed tokens that was routed before fine-tuning too;
-- the test accuracy.
+- the test accuracy, before and after.
+
+The routers of "largest updates" predict the size of the block's update of a
+token, by ridge regression.
 
 Needs the PyTorch backend, for its autograd. Writes routers.json and routers.md.
 """
@@ -27,6 +30,8 @@ from keras import ops
 
 import keras_coda
 from keras_coda.conversion.trained_weights import trained_weights
+from keras_coda.training.calibrate import observe_updates
+from keras_coda.training.calibrate import ridge_regression
 
 EPSILONS = (0.03, 0.1, 0.3, 1.0)
 
@@ -43,16 +48,14 @@ ROWS = [
     ("exact, router's learning rate x 10", {"epsilon": 0.003}, {"scale": 0.1}),
     ("exact, frozen router", {}, {"freeze": True}),
     ("exact, calibrated", {}, {"calibrate": True}),
-    ("exact, shortcut", {"shortcut_dim": 64}),
-    (
-        "exact, shortcut, calibrated",
-        {"shortcut_dim": 64},
-        {"calibrate": True},
-    ),
-    (
-        "exact, shortcut, calibrated, random router",
-        {"shortcut_dim": 64},
-        {"calibrate": True, "random_router": True},
+    *(
+        (f"exact, shortcut, {name}", {"shortcut_dim": 64}, options)
+        for name, options in {
+            "random": {"calibrate": True, "random_router": True},
+            "largest updates": {"calibrate": True, "size": 1.0},
+            "smallest updates": {"calibrate": True, "size": -1.0},
+            "calibrated": {"calibrate": True},
+        }.items()
     ),
     ("first_k", {"router": "first_k"}),
 ]
@@ -116,6 +119,26 @@ def is_routed(coda, inputs):
     return weights[:, :, 1:] > 0
 
 
+def accuracy(model, task):
+    inputs, labels = task.test
+    logits = model.predict(inputs, batch_size=64, verbose=0)
+    return float(np.mean(logits.argmax(-1) == labels))
+
+
+def score_update_size(coda, inputs, sign):
+    """Makes routers prefer large updates, or small ones with `sign=-1`."""
+    backbone = coda.backbone
+
+    def size(updates):
+        return np.linalg.norm(updates, axis=-1, keepdims=True)
+
+    for block, moments in observe_updates(backbone, inputs, 32, size):
+        _, mean, covariance, cross, squares = moments.normalized()
+        kernel = ridge_regression(covariance, cross, 1e-3)
+        kernel /= np.sqrt(float(squares[0] - mean[0] ** 2))
+        block.router.kernel.assign(0.25 * sign * kernel)
+
+
 def convert(task, start, settings, reduction_factor):
     coda = keras_coda.coda_wrap(
         task.make_dense(), reduction_factor=reduction_factor, **settings
@@ -142,7 +165,12 @@ def run(task, start, settings, options, arguments):
         if options.get("random_router"):
             for router, value in zip(routers, random):
                 router.kernel.assign(value)
-    result = {"gradient_before": gradient_share(coda, sample)}
+    if "size" in options:
+        score_update_size(coda, sample, options["size"])
+    result = {
+        "gradient_before": gradient_share(coda, sample),
+        "accuracy_before": accuracy(coda, task),
+    }
     before = is_routed(coda, sample)
     num_steps = arguments.second_epochs * -(-len(labels) // 32)
     callbacks = []
@@ -161,9 +189,7 @@ def run(task, start, settings, options, arguments):
     after = is_routed(coda, sample)
     result["gradient_after"] = gradient_share(coda, sample)
     result["kept"] = float((before & after).sum() / before.sum())
-    inputs, labels = task.test
-    logits = coda.predict(inputs, batch_size=64, verbose=0)
-    result["accuracy"] = float(np.mean(logits.argmax(-1) == labels))
+    result["accuracy"] = accuracy(coda, task)
     return result
 
 
@@ -198,14 +224,12 @@ def main():
         path: ops.convert_to_numpy(weight)
         for path, weight in trained_weights(dense).items()
     }
-    inputs, labels = task.test
-    logits = dense.predict(inputs, batch_size=64, verbose=0)
-    accuracy = float(np.mean(logits.argmax(-1) == labels))
-    results = {"dense": {"accuracy": accuracy}}
+    dense_accuracy = accuracy(dense, task)
+    results = {"dense": {"accuracy": dense_accuracy}}
     lines = [
-        "| router | gradient before | after | kept | accuracy |",
-        "| --- | --- | --- | --- | --- |",
-        f"| dense, before conversion | | | | {accuracy:.1%} |",
+        "| router | gradient before | after | kept | accuracy before | after |",
+        "| --- | --- | --- | --- | --- | --- |",
+        f"| dense, before conversion | | | | | {dense_accuracy:.1%} |",
     ]
     print(*lines, sep="\n", flush=True)
     for name, settings, *options in ROWS:
@@ -214,7 +238,9 @@ def main():
         results[name] = result
         lines.append(
             "| {name} | {gradient_before:.1%} | {gradient_after:.1%} "
-            "| {kept:.1%} | {accuracy:.1%} |".format(name=name, **result)
+            "| {kept:.1%} | {accuracy_before:.1%} | {accuracy:.1%} |".format(
+                name=name, **result
+            )
         )
         print(lines[-1], flush=True)
     setup = {k: v for k, v in vars(arguments).items() if k != "output"}

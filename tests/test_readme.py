@@ -54,6 +54,5 @@ def test_usage_example(monkeypatch, tmp_path, capsys):
     variables["dense_classifier"] = dense
     variables["texts"], variables["labels"] = ["a film"] * 4, [0, 1, 0, 1]
     variables["inputs"] = preprocessor(variables["texts"])
-    variables["classifier"] = keras_coda.coda_wrap(dense)
     exec(recipes, variables)
-    assert variables["classifier"].reduction_factor == 4
+    assert variables["coda"].reduction_factor == 4

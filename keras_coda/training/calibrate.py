@@ -193,7 +193,8 @@ class _Moments:
         return features, targets, covariance, cross, target_squares
 
 
-def _regress(covariance, cross, ridge):
+def ridge_regression(covariance, cross, ridge):
+    """Coefficients from the covariances of features, and with targets."""
     penalty = ridge * np.trace(covariance) / len(covariance)
     return np.linalg.solve(
         covariance + penalty * np.eye(len(covariance)), cross
@@ -209,7 +210,7 @@ def _explained(coefficients, covariance, cross):
 
 def _fit_shortcut(shortcut, moments, ridge):
     mean, target_mean, covariance, cross, mean_squares = moments.normalized()
-    coefficients = _regress(covariance, cross, ridge)
+    coefficients = ridge_regression(covariance, cross, ridge)
     # The directions in which the predicted updates vary most.
     predicted = coefficients.T @ covariance @ coefficients
     _, directions = np.linalg.eigh(predicted)
