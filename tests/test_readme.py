@@ -6,7 +6,6 @@ import re
 import keras_hub
 import numpy as np
 
-import keras_coda
 from tests.conversion.models import bert_backbone
 
 ROOT = pathlib.Path(__file__).parent.parent

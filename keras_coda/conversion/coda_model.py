@@ -4,10 +4,12 @@ import os
 import tempfile
 
 import keras
+import numpy as np
 
 from keras_coda.conversion import adapter_file
 from keras_coda.conversion.trainable_summary import trainable_summary
 from keras_coda.layers.partly_frozen import lora_layers
+from keras_coda.layers.partly_frozen import lora_weights
 
 
 class CodaModel:
@@ -109,8 +111,8 @@ def _restart_lora(layer):
 
     Both matrices are zero then, and so would all gradients be.
     """
-    kernel_a, kernel_b = layer.lora_kernel_a, layer.lora_kernel_b
-    if not keras.ops.any(kernel_a) and not keras.ops.any(kernel_b):
+    kernels = lora_weights(layer)
+    if not any(np.any(keras.ops.convert_to_numpy(k)) for k in kernels):
         # Keras's own initializer of the first matrix.
         initializer = keras.initializers.HeUniform()
-        kernel_a.assign(initializer(kernel_a.shape, dtype=kernel_a.dtype))
+        kernels[0].assign(initializer(kernels[0].shape, kernels[0].dtype))

@@ -53,7 +53,7 @@ def test_hidden_states_start_closer(family):
         ).history["hidden_error"][0]
 
     before = error()
-    explained = keras_coda.training.calibrate(coda, inputs)
+    explained = keras_coda.training.calibrate(coda, inputs, num_passes=2)
     assert error() < 0.8 * before
     assert coda.reduction_factor == 3
     assert list(explained) == [b.name for b in coda.conditional_blocks]
@@ -105,17 +105,15 @@ def test_rank_limits_the_shortcut():
     shares = []
     for rank in (1, 4, HIDDEN_DIM, 2 * HIDDEN_DIM):
         coda = keras_coda.coda_wrap(dense, shortcut_dim=rank)
-        explained = keras_coda.training.calibrate(coda, inputs)
+        explained = keras_coda.training.calibrate(coda, inputs, num_passes=2)
         shares.append([s["shortcut"] for s in explained.values()])
     for block in np.transpose(shares):
         assert block[0] < block[1] < block[2] == pytest.approx(block[3])
 
 
 def test_routers_find_the_tokens_that_matter():
-    # One block of which only the tokens with a large first entry matter: the
-    # others are not attended to by the class token.
     dense = bert_backbone(num_layers=2)
-    inputs = many(bert_inputs(), times=100)
+    inputs = many(bert_inputs(), times=60)
 
     def error(coda):
         target = predict(dense, inputs)["pooled_output"]
@@ -123,7 +121,7 @@ def test_routers_find_the_tokens_that_matter():
         return np.mean((output - target) ** 2)
 
     errors = []
-    for seed in range(3):
+    for seed in range(2):
         keras.utils.set_random_seed(seed)
         coda = keras_coda.coda_wrap(dense, reduction_factor=3, shortcut_dim=4)
         coda.conditional_blocks[1].reduction_factor = 1
