@@ -154,7 +154,7 @@ def parse_arguments():
     add("--reduction-factors", default="3,5", help="default: %(default)s")
     add("--seeds", default="0,1,2", help="default: %(default)s")
     add("--train-size", type=int, default=1500)
-    add("--test-size", type=int, default=2000)
+    add("--test-size", type=int, default=1000)
     add("--first-epochs", type=int, default=3, help="dense")
     add("--second-epochs", type=int, default=3, help="at the reduction factor")
     add("--vision-epochs", type=int, default=8, help="of the dense ViT")

@@ -4,7 +4,7 @@ import pytest
 from keras import ops
 
 import keras_coda
-from keras_coda.training.calibrate import _RoutingRegression
+from keras_coda.training.routing_regression import RoutingRegression
 from tests.conversion.models import HIDDEN_DIM
 from tests.conversion.models import bert_backbone
 from tests.conversion.models import bert_inputs
@@ -144,7 +144,7 @@ def test_routing_regression_by_hand():
     routed = rng.random((num_passes, batch_size, n)) < 0.5
     routed &= chosen
     errors = rng.normal(size=(num_passes, batch_size))
-    regression = _RoutingRegression(dim)
+    regression = RoutingRegression(dim)
     regression.ridge = 0.0
     for rows in (slice(0, 2), slice(2, None)):
         regression.add(
