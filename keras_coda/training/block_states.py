@@ -57,6 +57,12 @@ def apply(function, array):
 
 def batches(x, batch_size):
     if not isinstance(x, dict) and not hasattr(x, "shape"):
+        if iter(x) is x:
+            raise TypeError(
+                "`x` is passed over more than once, which an iterator does not "
+                "allow. Pass arrays, a list of batches or a dataset. "
+                f"Received: x={x!r}"
+            )
         yield from x
         return
     first = keras.tree.flatten(x)[0]

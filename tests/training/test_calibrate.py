@@ -225,5 +225,7 @@ def test_bad_arguments():
     with pytest.raises(TypeError, match="`coda` must be .* `keras_coda.coda_w"):
         keras_coda.training.calibrate(bert_backbone(), bert_inputs())
     coda = keras_coda.coda_wrap(bert_backbone())
+    with pytest.raises(TypeError, match="passed over more than once"):
+        keras_coda.training.calibrate(coda, iter([bert_inputs()]))
     with pytest.raises(ValueError, match="num_passes=1"):
         keras_coda.training.calibrate(coda, bert_inputs(), num_passes=1)
