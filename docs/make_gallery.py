@@ -1,4 +1,4 @@
-"""Makes the pictures of docs/gallery.md from models that it trains.
+"""Makes pictures of routing in docs/gallery, from models that it trains.
 
     pip install --no-deps -r examples/requirements.txt
     apt-get install dataset-fashion-mnist
