@@ -61,10 +61,10 @@ class RoutingRegression:
         )
         variance = coefficients @ self.covariance @ coefficients
         variance /= max(self.num_tokens, 1)
-        kernel = self.deviation * coefficients / np.sqrt(max(variance, 1e-12))
+        kernel = self.deviation * coefficients / np.sqrt(max(variance, 1e-30))
         router.kernel.assign(kernel[:, None])
         explained = coefficients @ self.squares @ coefficients
-        size = np.sqrt(max(explained * self.error_square, 1e-12))
+        size = np.sqrt(max(explained * self.error_square, 1e-30))
         return float(-coefficients @ self.products / size)
 
 
@@ -101,11 +101,11 @@ def observe_routings(backbone, x, batch_size, num_passes, rng):
             choosable(backbone, block, batch, values)
             for block, values in zip(blocks, hidden)
         ]
-        observed = np.ones(target.shape[:2], bool)
+        observed = choosable(backbone, last, batch, target)
         if last.router.num_prefix_tokens:
-            observed[:, last.router.num_prefix_tokens :] = False
-        else:
-            observed = choosable(backbone, last, batch, target)
+            # What heads pool.
+            observed = np.zeros_like(observed)
+            observed[:, : last.router.num_prefix_tokens] = True
         routed, errors = [[] for _ in blocks], []
         for _ in range(num_passes):
             with contextlib.ExitStack() as stack:

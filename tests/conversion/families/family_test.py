@@ -110,6 +110,7 @@ class FamilyTest:
             "adapters": num_adapters * adapter,
             "routers": num_blocks * hidden_dim,
             "layer norms": self.norm_parameters(),
+            "LoRA": 0,
             "task head": 0,
         }
         assert summary.trainable == sum(summary.parts.values())
