@@ -30,6 +30,7 @@ from keras import ops
 
 import keras_coda
 from keras_coda.conversion.trained_weights import trained_weights
+from keras_coda.training.block_states import block_states
 from keras_coda.training.calibrate import observe_updates
 from keras_coda.training.calibrate import ridge_regression
 
@@ -78,11 +79,13 @@ class AnnealEpsilon(keras.callbacks.Callback):
 
 
 def block_inputs(coda, inputs):
-    blocks = coda.backbone.conditional_blocks
-    states = {b.name: keras.tree.flatten(b.input)[0] for b in blocks}
-    model = keras.Model(coda.backbone.input, states)
-    states = model.predict(inputs, batch_size=64, verbose=0)
-    return [(block, states[block.name]) for block in blocks]
+    states = block_states(coda.backbone).predict(
+        inputs, batch_size=64, verbose=0
+    )
+    return [
+        (block, states[block.name][0])
+        for block in coda.backbone.conditional_blocks
+    ]
 
 
 def gradient_share(coda, inputs):

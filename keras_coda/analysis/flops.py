@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.table import Table
 
 from keras_coda._keras_internals import sublayers
-from keras_coda.conversion.coda_model import CodaModel
+from keras_coda.conversion.coda_model import validate_converted
 from keras_coda.conversion.trained_weights import backbone_of
 from keras_coda.layers import ParallelAdapter
 from keras_coda.layers.conditional_transformer_block import ATTENTIONS
@@ -13,7 +13,6 @@ from keras_coda.layers.dense_block import kernel_size
 from keras_coda.layers.set_reduction_factor import per_block_reduction_factors
 from keras_coda.layers.validation import validate_choice
 from keras_coda.layers.validation import validate_positive_integer
-from keras_coda.ops.routing import routed_length
 
 PARTS = (
     "projections",
@@ -120,11 +119,7 @@ def flops(
     Reference:
         [Lei et al., 2023](https://arxiv.org/abs/2304.04947), section 3.2.
     """
-    if not isinstance(model, CodaModel):
-        raise TypeError(
-            "`model` must be a model that `keras_coda.coda_wrap` made. "
-            f"Received: model={model!r}"
-        )
+    validate_converted("model", model)
     backbone = backbone_of(model)
     blocks = backbone.conditional_blocks
     if sequence_length is None:
@@ -186,9 +181,7 @@ def _count(
 def count_block(block, n, reduction_factor, attention):
     """Multiply-adds of one conditional block on one sequence, by part."""
     parts = block.block.multiply_adds()
-    k = routed_length(n, reduction_factor)
-    if k < n:
-        k = min(max(k, block.router.num_prefix_tokens), n)
+    k = block.router.routed_length(n, reduction_factor)
     m = n if attention == "k_to_all" else k
     counts = {
         "projections": k * parts.row_projections

@@ -106,6 +106,15 @@ class CodaModel:
         adapter_file.load_adapter(self, path)
 
 
+def validate_converted(name, model):
+    """Raises a `TypeError` if `model` is not what `coda_wrap` made."""
+    if not isinstance(model, CodaModel):
+        raise TypeError(
+            f"`{name}` must be a model that `keras_coda.coda_wrap` made. "
+            f"Received: {name}={model!r}"
+        )
+
+
 def _restart_lora(layer):
     """Makes LoRA trainable again after Keras has merged it into a file.
 

@@ -151,9 +151,14 @@ class TokenRouter(keras.layers.Layer):
             ops.concatenate([prefix_indices, indices + num_prefix], axis=1),
         )
 
-    def routed_length(self, length):
-        """The k of a sequence of `length` tokens, an int or int tensor."""
-        num_routed = routed_length(length, self.reduction_factor)
+    def routed_length(self, length, reduction_factor=None):
+        """The k of a sequence of `length` tokens, an int or int tensor.
+
+        At the router's own reduction factor, or another.
+        """
+        num_routed = routed_length(
+            length, reduction_factor or self.reduction_factor
+        )
         if num_routed is length or self.num_prefix_tokens == 0:
             return num_routed
         return _minimum(_maximum(num_routed, self.num_prefix_tokens), length)

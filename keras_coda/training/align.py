@@ -1,11 +1,12 @@
 import keras
 from keras import ops
 
-from keras_coda.conversion.coda_model import CodaModel
+from keras_coda.conversion.coda_model import validate_converted
 from keras_coda.conversion.coda_wrap import coda_wrap
 from keras_coda.conversion.trained_weights import backbone_of
 from keras_coda.conversion.trained_weights import trained_weights
 from keras_coda.layers.validation import validate_choice
+from keras_coda.training.block_states import block_states
 
 TARGETS = ("pretrained", "fine_tuned")
 
@@ -96,11 +97,7 @@ def align(
 
 
 def _validate(coda, dense, logits_weight, temperature):
-    if not isinstance(coda, CodaModel):
-        raise TypeError(
-            "`coda` must be a model that `keras_coda.coda_wrap` made. "
-            f"Received: coda={coda!r}"
-        )
+    validate_converted("coda", coda)
     dense_cls = backbone_of(coda).family.backbone_cls
     if not isinstance(backbone_of(dense), dense_cls):
         raise TypeError(
@@ -145,8 +142,8 @@ class _Aligner(keras.Model):
         super().__init__(name="aligner")
         coda_backbone = backbone_of(coda)
         self.family = coda_backbone.family
-        self.states = _hidden_states(coda_backbone)
-        self.target_states = _hidden_states(backbone_of(teacher))
+        self.states = block_states(coda_backbone)
+        self.target_states = block_states(backbone_of(teacher))
         self.target_states.trainable = False
         self.hidden_error = keras.metrics.Mean(name="hidden_error")
         self.logits_weight = logits_weight
@@ -184,24 +181,13 @@ class _Aligner(keras.Model):
         return y_pred["hidden_error"] + weighted
 
 
-def _hidden_states(backbone):
-    """A model of the outputs of the conditional blocks, by name."""
-    outputs = {}
-    for block in backbone.conditional_blocks:
-        output = block.output
-        # T5's blocks also return the position bias.
-        if isinstance(output, (list, tuple)):
-            output = output[0]
-        outputs[block.name] = output
-    return keras.Model(backbone.input, outputs)
-
-
 def _relative_error(states, targets, padding_mask):
     """Squared error relative to the mean square, averaged over the blocks."""
     errors = []
     for name in states:
-        state = ops.cast(states[name], "float32")
-        target = ops.stop_gradient(ops.cast(targets[name], "float32"))
+        (_, state), (_, target) = states[name], targets[name]
+        state = ops.cast(state, "float32")
+        target = ops.stop_gradient(ops.cast(target, "float32"))
         error = ops.mean(ops.square(state - target), axis=-1)
         scale = ops.mean(ops.square(target), axis=-1)
         if padding_mask is not None:

@@ -1,4 +1,4 @@
-"""What calibration observes: the blocks' inputs and outputs, batch by batch."""
+"""What calibration and alignment observe: the blocks' inputs and outputs."""
 
 import contextlib
 

@@ -1,6 +1,6 @@
 import numpy as np
 
-from keras_coda.conversion.coda_model import CodaModel
+from keras_coda.conversion.coda_model import validate_converted
 from keras_coda.conversion.trained_weights import backbone_of
 from keras_coda.training.block_states import apply
 from keras_coda.training.block_states import batches
@@ -72,11 +72,7 @@ def calibrate(coda, x, batch_size=32, ridge=1e-3, num_passes=8, seed=0):
     >>> [sorted(values) for values in fitted.values()]
     [['router', 'shortcut'], ['router', 'shortcut']]
     """
-    if not isinstance(coda, CodaModel):
-        raise TypeError(
-            "`coda` must be a model that `keras_coda.coda_wrap` made. "
-            f"Received: coda={coda!r}"
-        )
+    validate_converted("coda", coda)
     if num_passes < 2:
         raise ValueError(
             "`num_passes` must be at least 2, because random routings of the "

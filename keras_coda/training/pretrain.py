@@ -3,7 +3,7 @@ import keras_hub
 import numpy as np
 
 from keras_coda._keras_internals import sublayers
-from keras_coda.conversion.coda_model import CodaModel
+from keras_coda.conversion.coda_model import validate_converted
 from keras_coda.conversion.coda_task import CodaTask
 from keras_coda.conversion.family import all_subclasses
 from keras_coda.conversion.trained_weights import backbone_of
@@ -99,11 +99,7 @@ def pretrain(
         [Lei et al., 2023](https://arxiv.org/abs/2304.04947), section 3.3 and
         figure 3; [Xie et al., 2022](https://arxiv.org/abs/2111.09886).
     """
-    if not isinstance(coda, CodaModel):
-        raise TypeError(
-            "`coda` must be a model that `keras_coda.coda_wrap` made. "
-            f"Received: coda={coda!r}"
-        )
+    validate_converted("coda", coda)
     if mask_rate is not None and not 0 < mask_rate < 1:
         raise ValueError(
             "`mask_rate` must lie between 0 and 1: the share of the tokens to "
