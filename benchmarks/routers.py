@@ -217,7 +217,12 @@ def main():
     if keras.config.backend() != "torch":
         parser.error("run it with KERAS_BACKEND=torch")
 
-    task = quality_tasks.TextTask("pairs", arguments)
+    task = quality_tasks.TextTask(
+        "pairs",
+        train_size=arguments.train_size,
+        test_size=arguments.test_size,
+        sequence_length=arguments.sequence_length,
+    )
     keras.utils.set_random_seed(0)
     dense = keras_coda.coda_wrap(task.make_dense(), reduction_factor=1)
     quality_tasks.compile_and_fit(

@@ -78,13 +78,10 @@ def run(method, task, arguments):
         reduction_factor=arguments.reduction_factor,
         **METHODS[method],
     )
-    num_inputs = arguments.train_size
-    inputs = keras.tree.map_structure(
-        lambda values: values[:num_inputs], task.unlabelled
-    )
     if coda.shortcut_dim is not None:
         keras_coda.training.calibrate(
-            coda, keras.tree.map_structure(lambda v: v[:384], inputs)
+            coda,
+            keras.tree.map_structure(lambda v: v[:384], task.unlabelled),
         )
     record = Record(
         lambda: {
@@ -94,9 +91,9 @@ def run(method, task, arguments):
     )
     fit_arguments = {
         "optimizer": quality_tasks.make_optimizer(
-            arguments.learning_rate, num_inputs, arguments.second_epochs, 32
+            arguments.learning_rate, len(task.raw), arguments.epochs, 32
         ),
-        "epochs": arguments.second_epochs,
+        "epochs": arguments.epochs,
         "batch_size": 32,
         "callbacks": [record],
         "verbose": 0,
@@ -104,14 +101,14 @@ def run(method, task, arguments):
     if method == "masked LM":
         keras_coda.training.pretrain(
             coda,
-            task.raw[:num_inputs],
+            task.raw,
             tokenizer=task.tokenizer,
             sequence_length=arguments.sequence_length,
             reduction_factor=arguments.reduction_factor,
             **fit_arguments,
         )
     else:
-        keras_coda.training.align(coda, dense, inputs, **fit_arguments)
+        keras_coda.training.align(coda, dense, task.unlabelled, **fit_arguments)
     return record.points
 
 
@@ -139,12 +136,18 @@ def main():
     add("--train-size", type=int, default=1500)
     add("--test-size", type=int, default=1000)
     add("--sequence-length", type=int, default=64)
-    add("--second-epochs", type=int, default=6, help="without labels")
+    add("--epochs", type=int, default=6, help="without labels")
     add("--learning-rate", type=float, default=1e-3)
     add("--reduction-factor", type=float, default=3.0)
     add("--output", type=pathlib.Path, default=timing.RESULTS)
     arguments = parser.parse_args()
-    task = quality_tasks.TextTask("topics", arguments)
+    task = quality_tasks.TextTask(
+        "topics",
+        train_size=arguments.train_size,
+        test_size=arguments.test_size,
+        unlabelled_size=arguments.train_size,
+        sequence_length=arguments.sequence_length,
+    )
     dense_probe = probe(task.make_dense().backbone, task)
     curves = {}
     for method in METHODS:

@@ -92,7 +92,13 @@ def main():
     arguments = parser.parse_args()
     GALLERY.mkdir(exist_ok=True)
 
-    task = quality_tasks.FashionTask("fashion", arguments)
+    sizes = {
+        "train_size": arguments.train_size,
+        "test_size": arguments.test_size,
+    }
+    task = quality_tasks.FashionTask(
+        "fashion", vision_epochs=arguments.vision_epochs, **sizes
+    )
     coda = fine_tune(task, 4, arguments.second_epochs)
     images, labels = task.test
     # The first of each of five classes.
@@ -100,7 +106,9 @@ def main():
     figure = keras_coda.analysis.plot_routing(coda, images[chosen], scale=1.5)
     figure.savefig(GALLERY / "fashion.png", dpi=80)
 
-    task = quality_tasks.TextTask("topics", arguments)
+    task = quality_tasks.TextTask(
+        "topics", sequence_length=arguments.sequence_length, **sizes
+    )
     coda = fine_tune(task, 4, arguments.second_epochs)
     inputs = keras.tree.map_structure(lambda values: values[:4], task.test[0])
     text = keras_coda.analysis.highlight_routing(coda, inputs, task.tokenizer)
