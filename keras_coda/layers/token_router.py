@@ -8,8 +8,8 @@ from keras_coda.layers.validation import validate_reduction_factor
 from keras_coda.ops.routing import gather_rows
 from keras_coda.ops.routing import routed_length
 from keras_coda.ops.soft_top_k import SOLVERS
-from keras_coda.ops.soft_top_k import descending_order
-from keras_coda.ops.soft_top_k import soft_top_k_and_order
+from keras_coda.ops.soft_top_k import best_positions
+from keras_coda.ops.soft_top_k import soft_top_k_and_best
 from keras_coda.ops.soft_top_k import validate_solver
 
 ROUTING_METHODS = (*SOLVERS, "sigmoid", "first_k")
@@ -134,10 +134,10 @@ class TokenRouter(keras.layers.Layer):
         num_chosen = num_routed - num_prefix
         chosen_scores = scores[:, num_prefix:]
         chosen_mask = None if mask is None else mask[:, num_prefix:]
-        weights, order = self._weights_and_order(
+        weights, best = self._weights_and_best(
             chosen_scores, num_chosen, chosen_mask
         )
-        indices = order[:, :num_chosen]
+        indices = best[:, :num_chosen]
         weights = gather_rows(weights, indices)
         if self.num_prefix_tokens == 0:
             return weights, indices
@@ -174,11 +174,11 @@ class TokenRouter(keras.layers.Layer):
         kernel = ops.cast(self.kernel, "float32")
         return ops.squeeze(ops.matmul(inputs, kernel), -1)
 
-    def _weights_and_order(self, scores, num_chosen, mask):
-        """Weights of all scores, and their positions, best first."""
+    def _weights_and_best(self, scores, num_chosen, mask):
+        """Weights of all scores, and the positions of the best, best first."""
         nothing_to_choose = isinstance(num_chosen, int) and num_chosen == 0
         if self.method in SOLVERS and not nothing_to_choose:
-            return soft_top_k_and_order(
+            return soft_top_k_and_best(
                 scores,
                 num_chosen,
                 epsilon=self.epsilon,
@@ -188,7 +188,7 @@ class TokenRouter(keras.layers.Layer):
         weights = _ones(scores, mask)
         if self.method == "sigmoid":
             weights = weights * ops.sigmoid(scores)
-        return weights, descending_order(scores, mask)
+        return weights, best_positions(scores, num_chosen, mask)
 
     def _route_all(self, scores, mask):
         if self.method in ("exact", "first_k"):
@@ -196,7 +196,7 @@ class TokenRouter(keras.layers.Layer):
             return 1.0 + 0.0 * scores
         length = ops.shape(scores)[1]
         num_prefix = _minimum(self.num_prefix_tokens, length)
-        weights, _ = self._weights_and_order(
+        weights, _ = self._weights_and_best(
             scores[:, num_prefix:],
             length - num_prefix,
             None if mask is None else mask[:, num_prefix:],
