@@ -8,9 +8,9 @@ from keras_coda.layers.parallel_adapter import ParallelAdapter
 from keras_coda.layers.partly_frozen import PartlyFrozen
 from keras_coda.layers.token_router import TokenRouter
 from keras_coda.layers.validation import validate_choice
+from keras_coda.ops.routing import add_rows
 from keras_coda.ops.routing import gather_pairs
 from keras_coda.ops.routing import gather_rows
-from keras_coda.ops.routing import scatter_rows
 
 ATTENTIONS = ("k_to_all", "k_to_k")
 
@@ -235,9 +235,9 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
             estimate = self.shortcut(hidden)
             outputs = outputs + estimate
             update = weights * (update - gather_rows(estimate, indices))
-        if indices is not None:
-            update = scatter_rows(update, indices, ops.shape(inputs)[1])
-        return outputs + update
+        if indices is None:
+            return outputs + update
+        return add_rows(outputs, update, indices)
 
     def compute_output_shape(self, inputs_shape):
         return inputs_shape

@@ -55,32 +55,36 @@ def gather_rows(inputs, indices):
     return ops.take(flat_inputs, _flat_indices(indices, length), axis=0)
 
 
-def scatter_rows(rows, indices, length):
-    """Puts rows back where `gather_rows` took them from; the rest is zero.
+def add_rows(inputs, rows, indices):
+    """Adds to the rows that `gather_rows` takes; the others stay as they are.
 
     Args:
+        inputs: tensor of shape `(batch_size, n, dim)`.
         rows: tensor of shape `(batch_size, k, dim)`.
         indices: int tensor of shape `(batch_size, k)`, distinct in each row.
-        length: int or int tensor. The sequence length n.
 
     Returns:
         Tensor of shape `(batch_size, n, dim)`.
 
     Example:
 
-    >>> rows = np.array([[[3.0], [1.0]]])
-    >>> full = keras_coda.ops.scatter_rows(rows, np.array([[2, 0]]), 3)
-    >>> print(keras.ops.convert_to_numpy(full)[0, :, 0])
-    [1. 0. 3.]
+    >>> inputs = np.array([[[1.0], [2.0], [3.0]]])
+    >>> rows = np.array([[[30.0], [10.0]]])
+    >>> outputs = keras_coda.ops.add_rows(inputs, rows, np.array([[2, 0]]))
+    >>> print(keras.ops.convert_to_numpy(outputs)[0, :, 0])
+    [11.  2. 33.]
     """
+    inputs = ops.convert_to_tensor(inputs)
     rows = ops.convert_to_tensor(rows)
     indices = ops.convert_to_tensor(indices)
-    batch_size, num_rows, dim = ops.shape(rows)
-    # Not `ops.scatter`, which is a Python loop over the rows on PyTorch.
+    batch_size, length, dim = ops.shape(inputs)
+    # Adding is faster on XLA than writing rows into zeros, and its gradient is
+    # a gather. `ops.scatter` would be a Python loop over the rows on PyTorch.
     outputs = ops.scatter_update(
-        ops.zeros((batch_size * length, dim), dtype=rows.dtype),
+        ops.reshape(inputs, (batch_size * length, dim)),
         ops.reshape(_flat_indices(indices, length), (-1, 1)),
-        ops.reshape(rows, (batch_size * num_rows, dim)),
+        ops.reshape(rows, (-1, dim)),
+        reduction="add",
     )
     return ops.reshape(outputs, (batch_size, length, dim))
 

@@ -259,19 +259,11 @@ def _exact(scores, budget, epsilon, mask, best):
     is_saturated = ops.logical_and(
         (budget - rank) * largest >= sums, rank < budget - 1.0
     )
-    num_saturated = ops.sum(
-        ops.cast(is_saturated, "int32"), axis=-1, keepdims=True
-    )
-    multiplier = _divide(
-        budget - ops.cast(num_saturated, scores.dtype),
-        ops.take_along_axis(sums, num_saturated, axis=-1),
+    multiplier = _multiplier(
+        budget, largest, ops.logical_not(is_saturated), remainder
     )
     free = ops.logical_or(constants <= 1.0, constants * multiplier < 1.0)
-
-    free = ops.cast(free, scores.dtype)
-    num_saturated = ops.sum(1.0 - free, axis=-1, keepdims=True)
-    total = ops.sum(unnormalized * free, axis=-1, keepdims=True)
-    weights = _divide(budget - num_saturated, total) * unnormalized
+    weights = _multiplier(budget, unnormalized, free) * unnormalized
     # Not `minimum`: at k = n tied scores have weights of exactly 1, which do
     # not depend on the scores, and the gradient must be 0.
     return ops.where(weights < 1.0, weights, ops.ones_like(weights))
@@ -283,9 +275,14 @@ def _sum_up_to_one(values):
     return ops.sum(values, axis=-1, keepdims=True)
 
 
-def _divide(budget, total):
-    """What an entry of 1 gets. A row without a real token has total = 0."""
-    return budget / ops.where(total > 0.0, total, ops.ones_like(total))
+def _multiplier(budget, values, free, remainder=0.0):
+    """`u` such that free entries share what the saturated ones leave of k."""
+    free = ops.cast(free, values.dtype)
+    num_saturated = ops.sum(1.0 - free, axis=-1, keepdims=True)
+    total = ops.sum(values * free, axis=-1, keepdims=True) + remainder
+    # A row without a real token has nothing to share and total = 0.
+    total = ops.where(total > 0.0, total, ops.ones_like(total))
+    return (budget - num_saturated) / total
 
 
 def _coordinate_descent(

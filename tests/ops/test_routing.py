@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
+from keras_coda.ops import add_rows
 from keras_coda.ops import gather_pairs
 from keras_coda.ops import gather_rows
 from keras_coda.ops import routed_length
-from keras_coda.ops import scatter_rows
 from tests.backend_helpers import gradient
 from tests.backend_helpers import jit
 from tests.backend_helpers import to_numpy
@@ -18,7 +18,7 @@ def numbers(*shape):
 
 
 def there_and_back(inputs):
-    return scatter_rows(gather_rows(inputs, INDICES), INDICES, 4)
+    return add_rows(inputs, 10.0 * gather_rows(inputs, INDICES), INDICES)
 
 
 @pytest.mark.parametrize(
@@ -51,19 +51,19 @@ def test_gather_rows():
         np.testing.assert_array_equal(rows, inputs[BATCH, INDICES])
 
 
-def test_scatter_rows():
-    rows = numbers(2, 2, 3) + 1.0
-    expected = np.zeros((2, 4, 3))
-    expected[BATCH, INDICES] = rows
-    outputs = to_numpy(scatter_rows(rows, INDICES, 4))
+def test_add_rows():
+    inputs, rows = numbers(2, 4, 3), numbers(2, 2, 3) + 1.0
+    expected = inputs.copy()
+    expected[BATCH, INDICES] += rows
+    outputs = to_numpy(add_rows(inputs, rows, INDICES))
     np.testing.assert_array_equal(outputs, expected)
 
 
-def test_gradients_go_to_the_routed_rows():
+def test_gradients_of_the_routed_rows():
     inputs, direction = numbers(2, 4, 3), numbers(2, 4, 3) + 1.0
 
-    expected = np.zeros((2, 4, 3))
-    expected[BATCH, INDICES] = direction[BATCH, INDICES]
+    expected = direction.copy()
+    expected[BATCH, INDICES] *= 11.0
     actual = gradient(there_and_back, inputs, direction)
     np.testing.assert_array_equal(actual, expected)
 
@@ -102,8 +102,8 @@ def test_gather_pairs_that_the_queries_share():
 
 def test_compiled_equals_eager():
     inputs = numbers(2, 4, 3)
-    expected = np.zeros((2, 4, 3))
-    expected[BATCH, INDICES] = inputs[BATCH, INDICES]
+    expected = inputs.copy()
+    expected[BATCH, INDICES] *= 11.0
     np.testing.assert_array_equal(
         to_numpy(jit(there_and_back)(inputs)), expected
     )
