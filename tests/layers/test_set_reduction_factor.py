@@ -3,7 +3,9 @@ import numpy as np
 import pytest
 
 import keras_coda
+from keras_coda.layers import ConditionalTransformerBlock
 from tests import reference
+from tests.backend_helpers import BACKEND
 from tests.layers.test_conditional_transformer_block import INPUTS
 from tests.layers.test_conditional_transformer_block import assert_close
 from tests.layers.test_conditional_transformer_block import predict
@@ -37,6 +39,33 @@ def test_a_fitted_model_uses_the_new_value():
     assert_close(after[0], expected_outputs(model))
     for old, new in zip(before, after):
         assert np.abs(old - new).max() > 1e-3
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="compiles nothing by default")
+def test_each_shape_and_value_is_compiled_once(monkeypatch):
+    model = make_model()
+    model.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=True)
+    calls = []
+    route = ConditionalTransformerBlock.route
+
+    def counted(*args, **kwargs):
+        calls.append(None)
+        return route(*args, **kwargs)
+
+    # Python runs it only for the compiler.
+    monkeypatch.setattr(ConditionalTransformerBlock, "route", counted)
+
+    def num_traces(function, *args):
+        calls.clear()
+        function(*args, batch_size=2, verbose=0)
+        return len(calls)
+
+    for value in (5, 2):
+        keras_coda.set_reduction_factor(model, value)
+        assert num_traces(model.predict, INPUTS) > 0
+        assert num_traces(model.fit, INPUTS, INPUTS) > 0
+        assert num_traces(model.predict, INPUTS + 1.0) == 0
+        assert num_traces(model.fit, INPUTS, INPUTS) == 0
 
 
 def test_one_value_per_block():
