@@ -7,6 +7,7 @@ from keras_coda.conversion.coda_backbone import CodaBackbone
 from keras_coda.conversion.coda_task import CodaTask
 from keras_coda.conversion.family import Family
 from keras_coda.layers import DenseBlock
+from keras_coda.layers.attend import attend
 from keras_coda.layers.dense_block import BlockMultiplyAdds
 from keras_coda.layers.dense_block import kernel_size
 
@@ -38,8 +39,8 @@ class ViTBlock(DenseBlock):
     def residual_update(
         self, rows, queries, context, attention_mask=None, training=None
     ):
-        attended = self.attention(
-            queries, context, attention_mask=attention_mask, training=training
+        attended = attend(
+            self.attention, queries, context, attention_mask, training
         )
         attended = self.attention_dropout(attended, training=training)
         hidden = self.feedforward_norm(rows + attended)
