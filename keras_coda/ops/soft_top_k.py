@@ -5,6 +5,8 @@ import numbers
 import keras
 from keras import ops
 
+from keras_coda.ops.routing import gather_rows
+
 SOLVERS = ("exact", "coordinate_descent")
 
 
@@ -227,9 +229,10 @@ def _exact(scores, budget, epsilon, mask, best):
     """
     # Each row's k-th largest score is the reference: relative to it the free
     # weights sum to between 1 and n, so no score scale overflows.
-    best_scores = ops.take_along_axis(ops.stop_gradient(scores), best, axis=-1)
-    kth = ops.maximum(ops.cast(budget, "int32") - 1, 0)
-    reference = ops.take_along_axis(best_scores, kth, axis=-1)
+    best_scores = _take(ops.stop_gradient(scores), best)
+    rank = ops.cast(ops.arange(ops.shape(best)[-1]), scores.dtype)
+    is_kth = ops.equal(rank, budget - 1.0)
+    reference = _sum_where(is_kth, best_scores)
     # Entries log(n - k + 1) above the k-th are saturated whatever the rest is.
     num_scores = ops.cast(ops.shape(scores)[-1], scores.dtype)
     ceiling = ops.log(num_scores - budget + 1.0) + 1.0
@@ -248,10 +251,10 @@ def _exact(scores, budget, epsilon, mask, best):
     # Which entries are saturated needs no gradient: held constant, it gives the
     # true derivative of the optimum.
     constants = ops.stop_gradient(unnormalized)
-    rank = ops.cast(ops.arange(ops.shape(best)[-1]), scores.dtype)
     largest = exponential(best_scores, rank < budget)
     # What the entries after the k-th sum to, with ties that `best` has too.
-    remainder = _sum_up_to_one(constants) - _sum_up_to_one(largest)
+    remainder = _sum_where(constants <= 1.0, constants)
+    remainder = remainder - _sum_where(largest <= 1.0, largest)
     # The sum of each of the largest and all that come after it.
     sums = ops.flip(ops.cumsum(ops.flip(largest, -1), axis=-1), -1) + remainder
     # With those before it saturated, an entry is too if its share of what is
@@ -269,9 +272,19 @@ def _exact(scores, budget, epsilon, mask, best):
     return ops.where(weights < 1.0, weights, ops.ones_like(weights))
 
 
-def _sum_up_to_one(values):
-    """Sum along the last axis of the values that are at most 1."""
-    values = ops.where(values <= 1.0, values, ops.zeros_like(values))
+def _take(scores, positions):
+    """Scores at positions of their row.
+
+    Not `ops.take_along_axis`: what PyTorch exports of it has one batch size.
+    """
+    flat_scores = ops.reshape(scores, (-1, ops.shape(scores)[-1]))
+    flat_positions = ops.reshape(positions, (-1, ops.shape(positions)[-1]))
+    taken = gather_rows(flat_scores, flat_positions)
+    return ops.reshape(taken, ops.shape(positions))
+
+
+def _sum_where(condition, values):
+    values = ops.where(condition, values, ops.zeros_like(values))
     return ops.sum(values, axis=-1, keepdims=True)
 
 
