@@ -13,8 +13,8 @@ base:
 - the routed block of `colt5-attention` and ours around a dense block of the
   same width.
 
-On every backend, soft top-k alone, forward and backward: ours by both solvers
-and a hard top-k; on PyTorch also `colt5_attention.coor_descent`, on JAX
+On every backend, soft top-k and selection, forward and backward: ours by both
+solvers and a hard top-k; on PyTorch also `colt5_attention.coor_descent`, on JAX
 `ott-jax`. Writes peers-BACKEND.json and .md.
 """
 
@@ -28,6 +28,7 @@ import timing
 from keras import ops
 
 import keras_coda
+from keras_coda.ops.soft_top_k import soft_top_k_and_best
 
 SOFT_TOP_K_SHAPES = ((32, 512), (8, 4096))
 
@@ -146,32 +147,35 @@ def routed_blocks(arguments, dim=768):
 
 
 def soft_top_ks(scores, k):
-    """Functions from scores to weights, by name."""
+    """Functions from scores to the weights of the k best, by name."""
 
     def ours(solver):
-        return lambda s: keras_coda.ops.soft_top_k(s, k, solver=solver)
+        def select(scores):
+            weights, best = soft_top_k_and_best(scores, k, solver=solver)
+            return keras_coda.ops.gather_rows(weights, best)
 
-    def hard(s):
-        values, indices = ops.top_k(s, k)
-        return values
+        return select
+
+    def then_select(soft_top_k):
+        return lambda scores: ops.top_k(soft_top_k(scores), k)[0]
 
     functions = {
         "keras_coda, exact": ours("exact"),
         "keras_coda, coordinate descent": ours("coordinate_descent"),
-        "hard top-k": hard,
+        "hard top-k": then_select(lambda scores: scores),
     }
     backend = keras.config.backend()
     if backend == "torch":
         from colt5_attention import coor_descent
 
-        functions["colt5-attention, coor_descent"] = lambda s: coor_descent(
-            s, n_iters=20, k=k, eps=0.03
+        functions["colt5-attention, coor_descent"] = then_select(
+            lambda scores: coor_descent(scores, n_iters=20, k=k, eps=0.03)
         )
     if backend == "jax":
         from ott.tools import soft_sort
 
-        functions["ott-jax, topk_mask"] = lambda s: soft_sort.topk_mask(
-            s, axis=-1, k=k
+        functions["ott-jax, topk_mask"] = then_select(
+            lambda scores: soft_sort.topk_mask(scores, axis=-1, k=k)
         )
     gradient = {
         "torch": _torch_gradient,
@@ -252,7 +256,7 @@ def main():
         rng = np.random.default_rng(0)
         scores = rng.normal(size=shape).astype("float32")
         rows += compare(
-            f"soft top-k, {shape}, with gradient",
+            f"soft top-k and selection, {shape}, with gradient",
             soft_top_ks(scores, shape[1] // 4),
             "keras_coda, coordinate descent",
             5 * arguments.rounds,
