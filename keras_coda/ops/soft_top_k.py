@@ -229,10 +229,7 @@ def _exact(scores, budget, epsilon, mask, order):
     # Each row's k-th largest score is the reference: relative to it the free
     # weights sum to between 1 and n, so no score scale overflows.
     position = ops.maximum(ops.cast(budget, "int32") - 1, 0)
-    kth_largest = ops.take_along_axis(order, position, axis=-1)
-    reference = ops.stop_gradient(
-        ops.take_along_axis(scores, kth_largest, axis=-1)
-    )
+    reference = ops.stop_gradient(_pick(scores, _pick(order, position)))
     exponents = (scores - reference) / epsilon
     num_scores = ops.cast(ops.shape(scores)[-1], scores.dtype)
     # Entries log(n - k + 1) above the k-th are saturated whatever the rest is.
@@ -260,6 +257,16 @@ def _exact(scores, budget, epsilon, mask, order):
     # Not `minimum`: at k = n tied scores have weights of exactly 1, which do
     # not depend on the scores, and the gradient must be 0.
     return ops.where(weights < 1.0, weights, ops.ones_like(weights))
+
+
+def _pick(values, position):
+    """The entry of each row at `position`, of shape `(..., 1)`.
+
+    Not `take_along_axis`: what PyTorch exports of it has a fixed batch size.
+    """
+    positions = ops.arange(ops.shape(values)[-1], dtype="int32")
+    picked = ops.where(positions == position, values, ops.zeros_like(values))
+    return ops.sum(picked, axis=-1, keepdims=True)
 
 
 def _multiplier(unnormalized, free, budget, valid):

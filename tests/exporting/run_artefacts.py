@@ -1,0 +1,90 @@
+"""Runs artefacts where neither Keras nor this library can be imported.
+
+`python run_artefacts.py FOLDER` runs what `FOLDER/plan.json` lists: for each
+artefact its format, and files of inputs to files of outputs.
+"""
+
+import importlib.abc
+import json
+import pathlib
+import sys
+
+import numpy as np
+
+BLOCKED = ("keras", "keras_coda", "keras_hub", "tf_keras")
+
+
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.split(".")[0] in BLOCKED:
+            raise ImportError(f"{name} is not to be imported here")
+
+
+def load_saved_model(path):
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(path)
+    serve = loaded.signatures["serving_default"]
+
+    def run(inputs):
+        tensors = {name: tf.constant(value) for name, value in inputs.items()}
+        return serve(**tensors)
+
+    # What is not referred to is collected, with its variables.
+    run.loaded = loaded
+    return run
+
+
+def load_onnx(path):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path)
+    names = [output.name for output in session.get_outputs()]
+    return lambda inputs: dict(zip(names, session.run(None, inputs)))
+
+
+def load_litert(path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    runner = Interpreter(path).get_signature_runner()
+    return lambda inputs: runner(**inputs)
+
+
+def load_torch(path):
+    import torch
+
+    module = torch.export.load(path).module()
+
+    def run(inputs):
+        tensors = {name: torch.tensor(value) for name, value in inputs.items()}
+        outputs = module(tensors)
+        return {name: value.detach() for name, value in outputs.items()}
+
+    return run
+
+
+LOADERS = {
+    "tf_saved_model": load_saved_model,
+    "onnx": load_onnx,
+    "litert": load_litert,
+    "torch": load_torch,
+}
+
+
+def main(folder):
+    sys.meta_path.insert(0, Blocker())
+    for entry in json.loads((folder / "plan.json").read_text()):
+        if entry["needs_text"]:
+            import tensorflow_text  # noqa: F401
+        run = LOADERS[entry["format"]](entry["path"])
+        for inputs_path, outputs_path in entry["batches"]:
+            with np.load(inputs_path) as file:
+                outputs = run(dict(file))
+            outputs = {k: np.asarray(value) for k, value in outputs.items()}
+            np.savez(outputs_path, **outputs)
+    assert not set(BLOCKED) & set(sys.modules)
+    print("done")
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))
