@@ -75,16 +75,26 @@ def write_litert(model, path, specs):
 def write_torch(model, path, specs):
     import torch
 
+    # Keras 3.15 exports the model as a module, whose parameters PyTorch then
+    # writes twice: as such, unused, and as the constants of the graph.
+    class Forward(torch.nn.Module):
+        def forward(self, inputs):
+            return model(inputs, training=False)
+
+    # A batch of 1 would become the one batch size.
+    sample = {
+        name: keras.ops.ones((spec.shape[0] or 2, *spec.shape[1:]), spec.dtype)
+        for name, spec in specs.items()
+    }
     batch = torch.export.Dim("batch_size", min=1)
-    is_dynamic = any(spec.shape[0] is None for spec in specs.values())
-    dynamic_shapes = {name: {0: batch} for name in specs}
-    model.export(
-        path,
-        format="torch",
-        verbose=False,
-        input_signature=[specs],
-        dynamic_shapes=dynamic_shapes if is_dynamic else None,
+    dynamic_shapes = {
+        name: {0: batch if spec.shape[0] is None else None}
+        for name, spec in specs.items()
+    }
+    program = torch.export.export(
+        Forward(), (sample,), dynamic_shapes=[dynamic_shapes], strict=False
     )
+    torch.export.save(program, path)
 
 
 FORMATS = {

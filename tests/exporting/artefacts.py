@@ -1,6 +1,7 @@
 """Converted models, what to feed them, and how their artefacts are checked."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -36,7 +37,9 @@ def bert():
     )
     return convert(
         keras_hub.models.BertTextClassifier(
-            models.bert_backbone(), num_classes=3, preprocessor=preprocessor
+            models.bert_backbone(hidden_dim=64, intermediate_dim=256),
+            num_classes=3,
+            preprocessor=preprocessor,
         )
     )
 
@@ -90,6 +93,18 @@ def predict(model, inputs):
     return {model.output_names[0]: outputs}
 
 
+def environment_without_keras(folder):
+    """Variables of a process that can import neither Keras nor this library.
+
+    `folder` is for modules that take their place and fail.
+    """
+    for name in ("keras", "keras_coda", "keras_hub", "tf_keras"):
+        package = folder / "blocked" / name
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text("raise ImportError('blocked')")
+    return {**os.environ, "PYTHONPATH": str(folder / "blocked")}
+
+
 class Checks:
     """Artefacts to run in one fresh process, and what they should give."""
 
@@ -134,6 +149,7 @@ class Checks:
         (self.folder / "plan.json").write_text(json.dumps(self.plan))
         process = subprocess.run(
             [sys.executable, str(RUNNER), str(self.folder)],
+            env=environment_without_keras(self.folder),
             capture_output=True,
             text=True,
         )

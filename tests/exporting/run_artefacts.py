@@ -1,23 +1,14 @@
-"""Runs artefacts where neither Keras nor this library can be imported.
+"""Runs artefacts with what serves them alone; see `environment_without_keras`.
 
 `python run_artefacts.py FOLDER` runs what `FOLDER/plan.json` lists: for each
 artefact its format, and files of inputs to files of outputs.
 """
 
-import importlib.abc
 import json
 import pathlib
 import sys
 
 import numpy as np
-
-BLOCKED = ("keras", "keras_coda", "keras_hub", "tf_keras")
-
-
-class Blocker(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name.split(".")[0] in BLOCKED:
-            raise ImportError(f"{name} is not to be imported here")
 
 
 def load_saved_model(path):
@@ -72,7 +63,6 @@ LOADERS = {
 
 
 def main(folder):
-    sys.meta_path.insert(0, Blocker())
     for entry in json.loads((folder / "plan.json").read_text()):
         if entry["needs_text"]:
             import tensorflow_text  # noqa: F401
@@ -82,7 +72,6 @@ def main(folder):
                 outputs = run(dict(file))
             outputs = {k: np.asarray(value) for k, value in outputs.items()}
             np.savez(outputs_path, **outputs)
-    assert not set(BLOCKED) & set(sys.modules)
     print("done")
 
 
