@@ -24,7 +24,7 @@ def test_inspect(path, capsys, monkeypatch):
         "ViTBackbone",
         "2, 3",
         "k_to_all",
-        "adapter size                    │ 64",
+        "adapter size                   │ 64",
         f"{summary.trainable:,} ({summary.percentage:.2f}%)",
         f"{model.count_params():,}",
         "images: (None, 16, 16, 3) float32",

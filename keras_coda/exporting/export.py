@@ -8,7 +8,7 @@ import keras_hub
 from keras_coda.exporting.formats import FORMATS
 from keras_coda.exporting.formats import check_packages
 from keras_coda.exporting.formats import is_running
-from keras_coda.exporting.formats import write_text_saved_model
+from keras_coda.exporting.formats import write_saved_model
 from keras_coda.exporting.formats import writing_backend
 from keras_coda.exporting.other_backend import export_under
 from keras_coda.exporting.signature import has_dynamic_length
@@ -116,7 +116,7 @@ def export(
                 verbose=verbose,
             )
         elif from_strings:
-            write_text_saved_model(named, temporary_path, specs, preprocessor)
+            write_saved_model(named, temporary_path, specs, preprocessor)
         else:
             FORMATS[format].write(named, temporary_path, specs)
     if verbose:

@@ -29,26 +29,24 @@ class Format(NamedTuple):
     dynamic_length: bool
 
 
-def write_saved_model(model, path, specs):
-    model.export(
-        path,
-        format="tf_saved_model",
-        verbose=False,
-        input_signature=[specs],
-    )
-
-
-def write_text_saved_model(model, path, specs, preprocessor):
-    """A SavedModel that takes strings by default, and tokens as `"serve"`."""
+def write_saved_model(model, path, specs, preprocessor=None):
+    """Tokens in as `"serve"`; with a preprocessor, strings in by default."""
     archive = keras.export.ExportArchive()
-    archive.track(model)
-    archive.track(preprocessor)
-    archive.add_endpoint(
-        "serving_default",
-        lambda text: model(preprocessor(text), training=False),
-        [keras.InputSpec(shape=(None,), dtype="string", name="text")],
-    )
-    archive.add_endpoint("serve", model, [specs])
+    if preprocessor is not None:
+        # Builds it.
+        preprocessor(["text"])
+        archive.track(preprocessor)
+        archive.add_endpoint(
+            "serving_default",
+            lambda text: model(preprocessor(text), training=False),
+            [keras.InputSpec(shape=(None,), dtype="string", name="text")],
+        )
+    if is_running("jax"):
+        archive.track_and_add_endpoint("serve", model, [specs])
+    else:
+        # Keras 3.15 writes the variables of a model that is tracked twice on
+        # TensorFlow; those of an endpoint are written anyway.
+        archive.add_endpoint("serve", model.__call__, [specs])
     archive.write_out(path, verbose=False)
 
 

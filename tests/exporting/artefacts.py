@@ -11,6 +11,7 @@ import keras_hub
 import numpy as np
 
 import keras_coda
+from keras_coda.exporting.signature import named_model
 from tests.conversion import models
 
 RUNNER = pathlib.Path(__file__).with_name("run_artefacts.py")
@@ -37,7 +38,7 @@ def bert():
     )
     return convert(
         keras_hub.models.BertTextClassifier(
-            models.bert_backbone(hidden_dim=64, intermediate_dim=256),
+            models.bert_backbone(),
             num_classes=3,
             preprocessor=preprocessor,
         )
@@ -113,9 +114,9 @@ class Checks:
         self.plan = []
         self.expected = {}
 
-    def add(self, path, format, batches, needs_text=False):
+    def add(self, path, format, batches, signature="serving_default"):
         """Adds an artefact and pairs of inputs and outputs, both dicts."""
-        name = pathlib.Path(path).name
+        name = f"{pathlib.Path(path).name}-{len(self.plan)}"
         files = []
         for number, (inputs, outputs) in enumerate(batches):
             inputs_path = self.folder / f"{name}-{number}-inputs.npz"
@@ -127,7 +128,7 @@ class Checks:
             {
                 "path": str(path),
                 "format": format,
-                "needs_text": needs_text,
+                "signature": signature,
                 "batches": files,
             }
         )
@@ -137,12 +138,23 @@ class Checks:
         suffix = {"onnx": ".onnx", "litert": ".tflite", "torch": ".pt2"}
         path = self.folder / (name + suffix.get(format, ""))
         keras_coda.export(model, path, format, verbose=False, **kwargs)
-        pairs = []
-        for size in batches:
-            inputs = make_inputs(model, *size)
-            pairs.append((inputs, predict(model, inputs)))
-        self.add(path, format, pairs)
+        self.add_batches(path, model, format, batches, kwargs.get("outputs"))
         return path
+
+    def add_batches(self, path, model, format, sizes, outputs=None, **kwargs):
+        """Adds an artefact of a model, for batches of these sizes."""
+        named = named_model(model, outputs)
+        batches = []
+        for size in sizes:
+            inputs = make_inputs(model, *size)
+            expected = predict(model, inputs)
+            batches.append(
+                (
+                    {name: inputs[name] for name in named.input},
+                    {name: expected[name] for name in named.output},
+                )
+            )
+        self.add(path, format, batches, **kwargs)
 
     def run(self):
         """Runs all in a fresh process and compares."""

@@ -1,7 +1,7 @@
 """Runs artefacts with what serves them alone; see `environment_without_keras`.
 
 `python run_artefacts.py FOLDER` runs what `FOLDER/plan.json` lists: for each
-artefact its format, and files of inputs to files of outputs.
+artefact its format, signature, and files of inputs to files of outputs.
 """
 
 import json
@@ -11,11 +11,12 @@ import sys
 import numpy as np
 
 
-def load_saved_model(path):
+def load_saved_model(path, signature):
     import tensorflow as tf
+    import tensorflow_text  # noqa: F401
 
     loaded = tf.saved_model.load(path)
-    serve = loaded.signatures["serving_default"]
+    serve = loaded.signatures[signature]
 
     def run(inputs):
         tensors = {name: tf.constant(value) for name, value in inputs.items()}
@@ -26,7 +27,7 @@ def load_saved_model(path):
     return run
 
 
-def load_onnx(path):
+def load_onnx(path, signature):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path)
@@ -34,14 +35,14 @@ def load_onnx(path):
     return lambda inputs: dict(zip(names, session.run(None, inputs)))
 
 
-def load_litert(path):
+def load_litert(path, signature):
     from ai_edge_litert.interpreter import Interpreter
 
     runner = Interpreter(path).get_signature_runner()
     return lambda inputs: runner(**inputs)
 
 
-def load_torch(path):
+def load_torch(path, signature):
     import torch
 
     module = torch.export.load(path).module()
@@ -64,9 +65,8 @@ LOADERS = {
 
 def main(folder):
     for entry in json.loads((folder / "plan.json").read_text()):
-        if entry["needs_text"]:
-            import tensorflow_text  # noqa: F401
-        run = LOADERS[entry["format"]](entry["path"])
+        load = LOADERS[entry["format"]]
+        run = load(entry["path"], entry["signature"])
         for inputs_path, outputs_path in entry["batches"]:
             with np.load(inputs_path) as file:
                 outputs = run(dict(file))
