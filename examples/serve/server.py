@@ -9,7 +9,9 @@ keras_coda. It answers what it cannot compute with a 4xx status and goes on.
 """
 
 import argparse
+import importlib.util
 import json
+import pathlib
 
 import anyio
 import tensorflow as tf
@@ -120,6 +122,18 @@ def describe(specs):
     }
 
 
+def load_text_operations():
+    """Registers the operations of tokenizers, if TensorFlow Text is there.
+
+    Without importing it, which would import Keras.
+    """
+    spec = importlib.util.find_spec("tensorflow_text")
+    for folder in spec.submodule_search_locations if spec else []:
+        libraries = pathlib.Path(folder, "python", "ops").glob("*.so")
+        for library in sorted(libraries):
+            tf.load_op_library(str(library))
+
+
 # === HTTP ===
 
 
@@ -218,11 +232,7 @@ def main():
     if any("=" not in model for model in arguments.models):
         parser.error("each model is NAME=FOLDER")
     folders = dict(model.split("=", 1) for model in arguments.models)
-    try:
-        # The operations of a tokenizer inside a SavedModel.
-        import tensorflow_text  # noqa: F401
-    except ImportError:
-        print("Without tensorflow_text, models cannot take strings.")
+    load_text_operations()
     app = make_app(
         {
             name: Model(folder, arguments.max_batch_size)

@@ -158,6 +158,8 @@ def _preprocessor(model, format, sequence_length):
             f"Received: a model of type {type(model).__name__}"
         )
     config = model.preprocessor.get_config()
+    # The tokenizer's config is without its vocabulary.
+    config["tokenizer"] = model.preprocessor.tokenizer
     if sequence_length is not None:
         config["sequence_length"] = sequence_length
     return type(model.preprocessor).from_config(config)

@@ -114,47 +114,26 @@ class Checks:
         self.plan = []
         self.expected = {}
 
-    def add(self, path, format, batches, signature="serving_default"):
-        """Adds an artefact and pairs of inputs and outputs, both dicts."""
-        name = f"{pathlib.Path(path).name}-{len(self.plan)}"
-        files = []
-        for number, (inputs, outputs) in enumerate(batches):
-            inputs_path = self.folder / f"{name}-{number}-inputs.npz"
-            outputs_path = self.folder / f"{name}-{number}-outputs.npz"
-            np.savez(inputs_path, **inputs)
-            files.append((str(inputs_path), str(outputs_path)))
-            self.expected[outputs_path] = outputs
-        self.plan.append(
-            {
-                "path": str(path),
-                "format": format,
-                "signature": signature,
-                "batches": files,
-            }
-        )
-
-    def export(self, model, name, format, batches, **kwargs):
-        """Exports a model and adds the artefact, for batches of these sizes."""
+    def export(self, model, name, format, sizes, **kwargs):
+        """Exports a model, to be checked with batches of these sizes."""
         suffix = {"onnx": ".onnx", "litert": ".tflite", "torch": ".pt2"}
         path = self.folder / (name + suffix.get(format, ""))
         keras_coda.export(model, path, format, verbose=False, **kwargs)
-        self.add_batches(path, model, format, batches, kwargs.get("outputs"))
-        return path
-
-    def add_batches(self, path, model, format, sizes, outputs=None, **kwargs):
-        """Adds an artefact of a model, for batches of these sizes."""
-        named = named_model(model, outputs)
+        named = named_model(model, kwargs.get("outputs"))
         batches = []
-        for size in sizes:
+        for number, size in enumerate(sizes):
             inputs = make_inputs(model, *size)
-            expected = predict(model, inputs)
-            batches.append(
-                (
-                    {name: inputs[name] for name in named.input},
-                    {name: expected[name] for name in named.output},
-                )
-            )
-        self.add(path, format, batches, **kwargs)
+            outputs = predict(model, inputs)
+            inputs_path = self.folder / f"{name}-{number}-inputs.npz"
+            outputs_path = self.folder / f"{name}-{number}-outputs.npz"
+            np.savez(inputs_path, **{key: inputs[key] for key in named.input})
+            batches.append((str(inputs_path), str(outputs_path)))
+            self.expected[outputs_path] = {
+                key: outputs[key] for key in named.output
+            }
+        self.plan.append(
+            {"path": str(path), "format": format, "batches": batches}
+        )
 
     def run(self):
         """Runs all in a fresh process and compares."""

@@ -1,7 +1,7 @@
 """Runs artefacts with what serves them alone; see `environment_without_keras`.
 
 `python run_artefacts.py FOLDER` runs what `FOLDER/plan.json` lists: for each
-artefact its format, signature, and files of inputs to files of outputs.
+artefact its format, and files of inputs to files of outputs.
 """
 
 import json
@@ -11,12 +11,11 @@ import sys
 import numpy as np
 
 
-def load_saved_model(path, signature):
+def load_saved_model(path):
     import tensorflow as tf
-    import tensorflow_text  # noqa: F401
 
     loaded = tf.saved_model.load(path)
-    serve = loaded.signatures[signature]
+    serve = loaded.signatures["serving_default"]
 
     def run(inputs):
         tensors = {name: tf.constant(value) for name, value in inputs.items()}
@@ -27,7 +26,7 @@ def load_saved_model(path, signature):
     return run
 
 
-def load_onnx(path, signature):
+def load_onnx(path):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path)
@@ -35,14 +34,14 @@ def load_onnx(path, signature):
     return lambda inputs: dict(zip(names, session.run(None, inputs)))
 
 
-def load_litert(path, signature):
+def load_litert(path):
     from ai_edge_litert.interpreter import Interpreter
 
     runner = Interpreter(path).get_signature_runner()
     return lambda inputs: runner(**inputs)
 
 
-def load_torch(path, signature):
+def load_torch(path):
     import torch
 
     module = torch.export.load(path).module()
@@ -65,8 +64,7 @@ LOADERS = {
 
 def main(folder):
     for entry in json.loads((folder / "plan.json").read_text()):
-        load = LOADERS[entry["format"]]
-        run = load(entry["path"], entry["signature"])
+        run = LOADERS[entry["format"]](entry["path"])
         for inputs_path, outputs_path in entry["batches"]:
             with np.load(inputs_path) as file:
                 outputs = run(dict(file))

@@ -4,7 +4,6 @@ import zipfile
 
 import keras
 import keras_hub
-import numpy as np
 import pytest
 
 import keras_coda
@@ -18,8 +17,8 @@ BACKEND = keras.config.backend()
 
 # What the backend writes itself: format, model, and arguments.
 OWN = {
+    # SavedModels of text models: tests/examples/test_serve.py.
     "tensorflow": [
-        ("tf_saved_model", "t5", {}),
         ("litert", "vit", {}),
         # With exact GELU, which tf2onnx does not know.
         ("onnx", "vit", {}),
@@ -72,17 +71,6 @@ def test_artefacts_compute_what_the_model_does(classifier, vit, tmp_path):
             FIXED_LENGTH if kwargs else ANY_LENGTH,
             **kwargs,
         )
-    if BACKEND == "tensorflow":
-        # Strings by default, and tokens.
-        path = tmp_path / "text"
-        keras_coda.export(classifier, path, from_strings=True, verbose=False)
-        expected = {"logits": classifier.predict(artefacts.TEXTS, verbose=0)}
-        text = {"text": np.array(artefacts.TEXTS)}
-        checks.add(path, "tf_saved_model", [(text, expected)])
-        checks.add_batches(
-            path, classifier, "tf_saved_model", ANY_LENGTH, signature="serve"
-        )
-
     # The encoder of T5 alone, by way of another process.
     format, kwargs = OTHER
     checks.export(
