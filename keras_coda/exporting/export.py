@@ -130,8 +130,12 @@ def _check_path(path, format):
             f"`path` must end with {suffix!r} for `format={format!r}`. "
             f"Received: path={path!r}"
         )
-    is_saved_model = os.path.exists(os.path.join(path, "saved_model.pb"))
-    replaceable = is_saved_model if suffix == "" else os.path.isfile(path)
+    if suffix:
+        replaceable = os.path.isfile(path)
+    else:
+        replaceable = os.path.isdir(path) and (
+            "saved_model.pb" in os.listdir(path) or not os.listdir(path)
+        )
     if os.path.exists(path) and not replaceable:
         raise ValueError(
             f"`path` must be new or an artefact of `format={format!r}`, which "

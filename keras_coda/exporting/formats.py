@@ -120,12 +120,10 @@ def writing_backend(format, needs_first):
             the first of the format's backends can write.
     """
     backends = FORMATS[format].backends
+    if needs_first:
+        backends = backends[:1]
     running = keras.config.backend()
-    return (
-        running
-        if running in backends[: 1 if needs_first else None]
-        else (backends[0])
-    )
+    return running if running in backends else backends[0]
 
 
 def is_running(backend):

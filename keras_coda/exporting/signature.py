@@ -27,6 +27,12 @@ def named_model(model, outputs=None):
     all_outputs = model.output
     if not isinstance(all_outputs, dict):
         all_outputs = dict(zip(model.output_names, model.outputs))
+        if len(all_outputs) < len(model.outputs):
+            raise ValueError(
+                "The outputs of `model` must have different names. Make a "
+                "`keras.Model` with a dict of outputs. "
+                f"Received: model.output_names={model.output_names}"
+            )
     if outputs is None:
         outputs = list(all_outputs)
     elif isinstance(outputs, str):

@@ -167,6 +167,7 @@ def test_an_artefact_is_replaced(
 ):
     use_writer(monkeypatch, succeed)
     path = tmp_path / "model"
+    path.mkdir()
     keras_coda.export(vit, path)
     assert "Exported" in capsys.readouterr().out
     keras_coda.export(classifier, path, verbose=False)
@@ -241,6 +242,10 @@ def test_bad_arguments(classifier, tmp_path, kwargs, error, message):
 def test_bad_models(vit, tmp_path):
     with pytest.raises(TypeError, match="`model` must be a KerasHub"):
         keras_coda.export("model", tmp_path / "model")
+    image = keras.Input((2,))
+    twice = keras.Model(image, [image, image])
+    with pytest.raises(ValueError, match="must have different names"):
+        keras_coda.export(twice, tmp_path / "model")
     with pytest.raises(ValueError, match="needs a text classifier"):
         keras_coda.export(vit, tmp_path / "model", from_strings=True)
     without_preprocessor = keras_hub.models.BertTextClassifier(
