@@ -21,12 +21,19 @@ if importlib.util.find_spec("keras_hub") is not None:
     from keras_coda import training
     from keras_coda.conversion import CodaBackbone
     from keras_coda.conversion import coda_wrap
+    from keras_coda.exporting import export
 
-    __all__ += ["CodaBackbone", "analysis", "coda_wrap", "training"]
+    __all__ += ["CodaBackbone", "analysis", "coda_wrap", "export", "training"]
 else:
 
     def __getattr__(name):
-        if name in ("CodaBackbone", "analysis", "coda_wrap", "training"):
+        if name in (
+            "CodaBackbone",
+            "analysis",
+            "coda_wrap",
+            "export",
+            "training",
+        ):
             raise ImportError(
                 f"`keras_coda.{name}` needs KerasHub. "
                 "Run `pip install keras-coda[hub]`."

@@ -1,0 +1,3 @@
+from keras_coda.command_line import main
+
+main()

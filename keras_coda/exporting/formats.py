@@ -1,0 +1,142 @@
+"""The formats, and which backend can write which.
+
+The one file of this library that asks which backend runs.
+"""
+
+import importlib.util
+import warnings
+from typing import NamedTuple
+
+import keras
+
+
+class Format(NamedTuple):
+    """A kind of artefact.
+
+    Attributes:
+        write: function of a named model, a path and input specs.
+        suffix: what the path ends with. Empty for a folder.
+        backends: the backends under which Keras writes it. The first can do
+            all that the format can.
+        packages: the modules needed to write it, by the extra that has them.
+        dynamic_length: whether an artefact can take any sequence length.
+    """
+
+    write: object
+    suffix: str
+    backends: tuple
+    packages: dict
+    dynamic_length: bool
+
+
+def write_saved_model(model, path, specs, preprocessor=None):
+    """Tokens in as `"serve"`; with a preprocessor, strings in by default."""
+    archive = keras.export.ExportArchive()
+    if preprocessor is not None:
+        # Builds it.
+        preprocessor(["text"])
+        archive.track(preprocessor)
+        archive.add_endpoint(
+            "serving_default",
+            lambda text: model(preprocessor(text), training=False),
+            [keras.InputSpec(shape=(None,), dtype="string", name="text")],
+        )
+    if is_running("jax"):
+        archive.track_and_add_endpoint("serve", model, [specs])
+    else:
+        # Keras 3.15 writes the variables of a model that is tracked twice on
+        # TensorFlow; those of an endpoint are written anyway.
+        archive.add_endpoint("serve", model.__call__, [specs])
+    archive.write_out(path, verbose=False)
+
+
+def write_onnx(model, path, specs):
+    import onnx
+
+    from keras_coda.exporting import tf2onnx_erfc
+
+    tf2onnx_erfc.register()
+    with warnings.catch_warnings():
+        # tf2onnx looks up names that NumPy 2 has dropped.
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        model.export(
+            path, format="onnx", verbose=False, input_signature=[specs]
+        )
+    # tf2onnx writes operations that ONNX does not have, and only logs it.
+    onnx.checker.check_model(path)
+
+
+def write_litert(model, path, specs):
+    model.export(path, format="litert", verbose=False, input_signature=[specs])
+
+
+def write_torch(model, path, specs):
+    import torch
+
+    # Keras 3.15 exports the model as a module, whose parameters PyTorch then
+    # writes twice: as such, unused, and as the constants of the graph.
+    class Forward(torch.nn.Module):
+        def forward(self, inputs):
+            return model(inputs, training=False)
+
+    # A batch of 1 would become the one batch size.
+    sample = {
+        name: keras.ops.ones((spec.shape[0] or 2, *spec.shape[1:]), spec.dtype)
+        for name, spec in specs.items()
+    }
+    batch = torch.export.Dim("batch_size", min=1)
+    dynamic_shapes = {
+        name: {0: batch if spec.shape[0] is None else None}
+        for name, spec in specs.items()
+    }
+    program = torch.export.export(
+        Forward(), (sample,), dynamic_shapes=[dynamic_shapes], strict=False
+    )
+    torch.export.save(program, path)
+
+
+FORMATS = {
+    "tf_saved_model": Format(
+        write_saved_model, "", ("tensorflow", "jax"), {}, True
+    ),
+    "onnx": Format(
+        write_onnx,
+        ".onnx",
+        ("tensorflow",),
+        {"export": ("onnx", "tf2onnx")},
+        True,
+    ),
+    "litert": Format(write_litert, ".tflite", ("tensorflow",), {}, False),
+    "torch": Format(write_torch, ".pt2", ("torch",), {}, False),
+}
+
+
+def writing_backend(format, needs_first):
+    """The backend to write a format under: the running one if it can.
+
+    Args:
+        format: a key of `FORMATS`.
+        needs_first: bool. Whether what is to be written is among what only
+            the first of the format's backends can write.
+    """
+    backends = FORMATS[format].backends
+    if needs_first:
+        backends = backends[:1]
+    running = keras.config.backend()
+    return running if running in backends else backends[0]
+
+
+def is_running(backend):
+    return keras.config.backend() == backend
+
+
+def check_packages(format, backend):
+    """Raises an `ImportError` that says how to get what is not installed."""
+    packages = {backend: (backend,), **FORMATS[format].packages}
+    for extra, modules in packages.items():
+        for module in modules:
+            if importlib.util.find_spec(module) is None:
+                raise ImportError(
+                    f"`format={format!r}` needs the package {module!r}. "
+                    f"Run `pip install keras-coda[{extra}]`."
+                )
