@@ -76,7 +76,7 @@ class Model:
                     f"Send at most {self.max_batch_size} instances. "
                     f"Received: {len(columns[name])}"
                 )
-            tensors[name] = tf.constant(columns[name], spec.dtype)
+            tensors[name] = to_tensor(columns[name], spec.dtype)
             if not spec.shape.is_compatible_with(tensors[name].shape):
                 raise ValueError(
                     f"{name!r} must have shape {spec.shape}. "
@@ -107,6 +107,17 @@ def to_columns(instances, specs):
         if not isinstance(instance, dict) or instance.keys() != specs.keys():
             raise ValueError(f"Every instance must have {sorted(specs)}.")
     return {name: [row[name] for row in instances] for name in specs}
+
+
+def to_tensor(values, dtype):
+    if not dtype.is_integer:
+        return tf.constant(values, dtype)
+    # TensorFlow would wrap what is too large.
+    wide = tf.constant(values, tf.int64)
+    tensor = tf.cast(wide, dtype)
+    if tf.reduce_any(tf.cast(tensor, tf.int64) != wide):
+        raise ValueError(f"A number is out of the range of {dtype.name}.")
+    return tensor
 
 
 def to_json(tensor):
@@ -163,6 +174,7 @@ def make_app(models, max_body_bytes, num_threads):
                 limiter=limiter,
             )
         except (
+            OverflowError,
             RecursionError,
             TypeError,
             ValueError,

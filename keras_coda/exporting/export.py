@@ -108,12 +108,12 @@ def export(
                 backend,
                 model,
                 temporary_path,
+                verbose,
                 format=format,
                 sequence_length=sequence_length,
                 batch_size=batch_size,
                 outputs=outputs,
                 from_strings=from_strings,
-                verbose=verbose,
             )
         elif from_strings:
             write_saved_model(named, temporary_path, specs, preprocessor)
@@ -178,9 +178,16 @@ def _replacing(path):
     try:
         temporary_path = os.path.join(temporary_folder, name)
         yield temporary_path
-        if os.path.isdir(path):
+        replaced = f"{temporary_path}.replaced"
+        is_folder = os.path.isdir(path)
+        if is_folder:
             # A folder cannot be replaced in one step.
-            os.replace(path, os.path.join(temporary_folder, "replaced"))
-        os.replace(temporary_path, path)
+            os.replace(path, replaced)
+        try:
+            os.replace(temporary_path, path)
+        except OSError:
+            if is_folder:
+                os.replace(replaced, path)
+            raise
     finally:
         shutil.rmtree(temporary_folder)

@@ -62,8 +62,15 @@ def write_onnx(model, path, specs):
         model.export(
             path, format="onnx", verbose=False, input_signature=[specs]
         )
+    artefact = onnx.load(path)
+    # A constant that the model keeps as a tensor, such as the position ids of
+    # KerasHub's ViT, is folded and yet left among the inputs.
+    inputs = artefact.graph.input
+    for extra in [value for value in inputs if value.name not in specs]:
+        inputs.remove(extra)
     # tf2onnx writes operations that ONNX does not have, and only logs it.
-    onnx.checker.check_model(path)
+    onnx.checker.check_model(artefact)
+    onnx.save(artefact, path)
 
 
 def write_litert(model, path, specs):

@@ -9,33 +9,15 @@ import tempfile
 _NUM_ERROR_LINES = 30
 
 
-def export_under(
-    backend,
-    model,
-    path,
-    format,
-    sequence_length,
-    batch_size,
-    outputs,
-    from_strings,
-    verbose,
-):
+def export_under(backend, model, path, verbose, **arguments):
     """`keras_coda.export` in a process with `KERAS_BACKEND=backend`."""
     with tempfile.TemporaryDirectory() as folder:
         model_path = os.path.join(folder, "model.keras")
         if verbose:
             print(f"Saving {model.name} for KERAS_BACKEND={backend} ...")
         model.save(model_path)
-        command = [sys.executable, "-m", "keras_coda", "export", model_path]
-        command += [path, "--format", format]
-        if sequence_length is not None:
-            command += ["--sequence-length", *_words(sequence_length)]
-        if batch_size is not None:
-            command += ["--batch-size", str(batch_size)]
-        if outputs is not None:
-            command += ["--outputs", *_words(outputs)]
-        if from_strings:
-            command.append("--from-strings")
+        command = [sys.executable, "-m", "keras_coda", "export"]
+        command += [model_path, path, *_options(arguments)]
         if verbose:
             print(f"Exporting under KERAS_BACKEND={backend} ...")
         process = subprocess.run(
@@ -54,7 +36,14 @@ def export_under(
         )
 
 
-def _words(value):
-    """A value, or the values of a list, as words of a command line."""
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return [str(item) for item in values]
+def _options(arguments):
+    """Arguments of `export` as options of `keras-coda export`."""
+    options = []
+    for name, value in arguments.items():
+        if value is None or value is False:
+            continue
+        options.append("--" + name.replace("_", "-"))
+        if value is not True:
+            values = value if isinstance(value, (list, tuple)) else [value]
+            options += map(str, values)
+    return options
