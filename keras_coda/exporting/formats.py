@@ -53,14 +53,18 @@ def write_saved_model(model, path, specs, preprocessor=None):
 def write_onnx(model, path, specs):
     import onnx
 
-    from keras_coda.exporting import tf2onnx_erfc
+    from keras_coda.exporting import tf2onnx_operations
 
-    tf2onnx_erfc.register()
+    tf2onnx_operations.register()
     with warnings.catch_warnings():
         # tf2onnx looks up names that NumPy 2 has dropped.
         warnings.filterwarnings("ignore", category=FutureWarning)
         model.export(
-            path, format="onnx", verbose=False, input_signature=[specs]
+            path,
+            format="onnx",
+            verbose=False,
+            input_signature=[specs],
+            opset_version=tf2onnx_operations.OPSET_VERSION,
         )
     artefact = onnx.load(path)
     # A constant that the model keeps as a tensor, such as the position ids of
