@@ -94,11 +94,11 @@ def paper_block():
 
 
 SHAPES = {
-    "bert-128": Shape(bert, 128, 8),
-    "bert-512": Shape(bert, 512, 2),
-    "t5-512": Shape(t5_encoder, 512, 2),
-    "vit-224": Shape(lambda: vit(224), 14**2 + 1, 4),
-    "vit-384": Shape(lambda: vit(384), 24**2 + 1, 2),
+    "bert-128": Shape(bert, 128, 32),
+    "bert-512": Shape(bert, 512, 8),
+    "t5-512": Shape(t5_encoder, 512, 8),
+    "vit-224": Shape(lambda: vit(224), 14**2 + 1, 16),
+    "vit-384": Shape(lambda: vit(384), 24**2 + 1, 8),
     "paper-4096": Shape(paper_block, 4096, 1),
 }
 # The paper reports its vision block at these.
