@@ -277,6 +277,8 @@ def _take(scores, positions):
 
     Not `ops.take_along_axis`: what PyTorch exports of it has one batch size.
     """
+    if len(scores.shape) == 2:
+        return gather_rows(scores, positions)
     flat_scores = ops.reshape(scores, (-1, ops.shape(scores)[-1]))
     flat_positions = ops.reshape(positions, (-1, ops.shape(positions)[-1]))
     taken = gather_rows(flat_scores, flat_positions)
