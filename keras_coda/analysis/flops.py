@@ -61,7 +61,7 @@ class Flops(NamedTuple):
             if any(model[part] for model in models):
                 counts = (_millions(model[part]) for model in models)
                 table.add_row(part, *counts)
-        console = Console(width=80, force_terminal=False)
+        console = Console(width=80, color_system=None, force_jupyter=False)
         with console.capture() as capture:
             console.print(table)
             console.print(f"dense with adapters / CoDA: {self.ratio:.2f}")

@@ -31,7 +31,9 @@ class RoutedText:
 
     def html(self):
         """An HTML fragment."""
-        console = Console(file=io.StringIO(), record=True, width=100)
+        console = Console(
+            file=io.StringIO(), record=True, width=100, force_jupyter=False
+        )
         console.print(self)
         return console.export_html(
             inline_styles=True,
@@ -43,6 +45,9 @@ class RoutedText:
 
     def _repr_html_(self):
         return self.html()
+
+    def __repr__(self):
+        return f"<RoutedText: {len(self.tokens)} texts>"
 
     def __rich__(self):
         legend = Text("blocks that routed a token: ")

@@ -80,7 +80,7 @@ def _table(name, summary):
         if part == "trainable":
             table.add_section()
         table.add_row(part, f"{size:,}", f"{100 * size / total:.2f}%")
-    console = Console(width=60, force_terminal=False)
+    console = Console(width=60, color_system=None, force_jupyter=False)
     with console.capture() as capture:
         console.print(table)
     return capture.get().rstrip("\n")
