@@ -311,12 +311,6 @@ def make_model(experiment, task):
     return model
 
 
-def accuracy(model, task):
-    inputs, labels = task.test
-    logits = model.predict(inputs, batch_size=64, verbose=0)
-    return float(np.mean(logits.argmax(-1) == labels))
-
-
 def run(experiment, task, arguments):
     """The results of one training by key, one for each reduction factor."""
     start = time.monotonic()
@@ -326,12 +320,20 @@ def run(experiment, task, arguments):
         int(np.prod(weight.shape)) for weight in model.trainable_weights
     )
     if "every r" not in ROWS[experiment.row].recipe:
-        return {experiment.key: {"accuracy": accuracy(model, task), **notes}}
+        return {
+            experiment.key: {
+                "accuracy": quality_tasks.accuracy(model, task),
+                **notes,
+            }
+        }
     results = {}
     for reduction_factor in ALL_REDUCTION_FACTORS:
         model.reduction_factor = reduction_factor
         key = experiment._replace(reduction_factor=float(reduction_factor)).key
-        results[key] = {"accuracy": accuracy(model, task), **notes}
+        results[key] = {
+            "accuracy": quality_tasks.accuracy(model, task),
+            **notes,
+        }
     return results
 
 

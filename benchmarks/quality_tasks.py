@@ -232,6 +232,13 @@ def read_idx(part):
 # === Training ===
 
 
+def accuracy(model, task):
+    """Share of the test examples that a classifier gets right."""
+    inputs, labels = task.test
+    logits = model.predict(inputs, batch_size=64, verbose=0)
+    return float(np.mean(logits.argmax(-1) == labels))
+
+
 def compile_and_fit(
     model, inputs, labels, epochs, batch_size, learning_rate, seed, callbacks=()
 ):

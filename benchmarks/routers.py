@@ -122,12 +122,6 @@ def is_routed(coda, inputs):
     return weights[:, :, 1:] > 0
 
 
-def accuracy(model, task):
-    inputs, labels = task.test
-    logits = model.predict(inputs, batch_size=64, verbose=0)
-    return float(np.mean(logits.argmax(-1) == labels))
-
-
 def score_update_size(coda, inputs, sign):
     """Makes routers prefer large updates, or small ones with `sign=-1`."""
     backbone = coda.backbone
@@ -172,7 +166,7 @@ def run(task, start, settings, options, arguments):
         score_update_size(coda, sample, options["size"])
     result = {
         "gradient_before": gradient_share(coda, sample),
-        "accuracy_before": accuracy(coda, task),
+        "accuracy_before": quality_tasks.accuracy(coda, task),
     }
     before = is_routed(coda, sample)
     num_steps = arguments.second_epochs * -(-len(labels) // 32)
@@ -192,7 +186,7 @@ def run(task, start, settings, options, arguments):
     after = is_routed(coda, sample)
     result["gradient_after"] = gradient_share(coda, sample)
     result["kept"] = float((before & after).sum() / before.sum())
-    result["accuracy"] = accuracy(coda, task)
+    result["accuracy"] = quality_tasks.accuracy(coda, task)
     return result
 
 
@@ -208,6 +202,7 @@ def main():
     parser.add_argument("--second-epochs", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--reduction-factor", type=float, default=5.0)
+    parser.add_argument("--dtype", default="mixed_bfloat16")
     parser.add_argument(
         "--output",
         type=pathlib.Path,
@@ -216,6 +211,7 @@ def main():
     arguments = parser.parse_args()
     if keras.config.backend() != "torch":
         parser.error("run it with KERAS_BACKEND=torch")
+    keras.config.set_dtype_policy(arguments.dtype)
 
     task = quality_tasks.TextTask(
         "pairs",
@@ -232,7 +228,7 @@ def main():
         path: ops.convert_to_numpy(weight)
         for path, weight in trained_weights(dense).items()
     }
-    dense_accuracy = accuracy(dense, task)
+    dense_accuracy = quality_tasks.accuracy(dense, task)
     results = {"dense": {"accuracy": dense_accuracy}}
     lines = [
         "| router | gradient before | after | kept | accuracy before | after |",

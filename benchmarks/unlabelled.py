@@ -139,8 +139,10 @@ def main():
     add("--epochs", type=int, default=6, help="without labels")
     add("--learning-rate", type=float, default=1e-3)
     add("--reduction-factor", type=float, default=3.0)
+    add("--dtype", default="mixed_bfloat16")
     add("--output", type=pathlib.Path, default=timing.RESULTS)
     arguments = parser.parse_args()
+    keras.config.set_dtype_policy(arguments.dtype)
     task = quality_tasks.TextTask(
         "topics",
         train_size=arguments.train_size,

@@ -4,13 +4,16 @@ from keras import ops
 from keras_coda.analysis.routing import routing
 from keras_coda.conversion.trained_weights import backbone_of
 
+# The colour of left out patches, which neither black nor white images have.
+LEFT_OUT = np.array([0.45, 0.6, 0.85])
+
 
 def plot_routing(model, images, scale=2.0):
     """Draws which patches of images each block of a ViT routes.
 
     A row for each image: the image, then one picture for each block, in which
-    the patches that the block leaves out are darkened and the others are as
-    bright as their weight.
+    patches fade into blue: those that the block leaves out nearly, the others
+    the less, the more they weigh.
 
     Args:
         model: a converted ViT, a `keras_coda.CodaBackbone` or a task.
@@ -70,9 +73,9 @@ def plot_routing(model, images, scale=2.0):
     )
     # Without the class token, if there is one.
     weights = weights[:, :, -rows * columns :]
-    brightness = weights.reshape(*weights.shape[:2], rows, columns)
+    visibility = weights.reshape(*weights.shape[:2], rows, columns)
     for axis, patch in zip((2, 3), patch_size):
-        brightness = np.repeat(brightness, patch, axis=axis)
+        visibility = np.repeat(visibility, patch, axis=axis)
 
     num_images, num_blocks = weights.shape[:2]
     figure = Figure(
@@ -85,8 +88,10 @@ def plot_routing(model, images, scale=2.0):
         picture = picture[:, : columns * patch_size[1]]
         axes[row, 0].imshow(picture)
         for block in range(num_blocks):
-            shade = 0.15 + 0.85 * brightness[row, block][..., None]
-            axes[row, block + 1].imshow(picture * shade)
+            shown = 0.15 + 0.85 * visibility[row, block][..., None]
+            axes[row, block + 1].imshow(
+                shown * picture + (1 - shown) * LEFT_OUT
+            )
     titles = ["image", *routed.names]
     for axis, title in zip(axes[0], titles):
         axis.set_title(title, fontsize="small")

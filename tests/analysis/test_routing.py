@@ -6,6 +6,7 @@ from keras import ops
 from rich.console import Console
 
 import keras_coda
+from keras_coda.analysis.plot_routing import LEFT_OUT
 from keras_coda.analysis.routing import Routing
 from tests.conversion.models import IMAGE_SIZE
 from tests.conversion.models import LENGTHS
@@ -84,7 +85,7 @@ def test_model_without_conditional_blocks():
         keras_coda.analysis.routing(bert_backbone(), bert_inputs())
 
 
-def test_plot_darkens_what_is_not_routed():
+def test_plot_fades_what_is_not_routed():
     coda = keras_coda.coda_wrap(
         vit_backbone(), reduction_factor=17 / 5, router="first_k"
     )
@@ -100,7 +101,8 @@ def test_plot_darkens_what_is_not_routed():
     )
     # 5 of 17 tokens: the class token and the first row of four patches.
     np.testing.assert_allclose(first_block[:4], image[:4], atol=1e-6)
-    np.testing.assert_allclose(first_block[4:], 0.15 * image[4:], atol=1e-6)
+    faded = 0.15 * image[4:] + 0.85 * LEFT_OUT
+    np.testing.assert_allclose(first_block[4:], faded, atol=1e-6)
 
 
 def test_plot_of_a_text_model():
