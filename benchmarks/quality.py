@@ -337,11 +337,11 @@ def run(experiment, task, arguments):
     return results
 
 
-def measure_speedup(experiment, task, num_rounds=7):
+def measure_speedup(experiment, task, num_rounds=7, batch_size=32):
     """Speed of `predict` relative to the dense parallel adapters."""
     keras.config.set_dtype_policy("float32")
     dense = Experiment(experiment.task, "dense", 1.0, 0)
-    batch = keras.tree.map_structure(lambda v: v[:64], task.test[0])
+    batch = keras.tree.map_structure(lambda v: v[:batch_size], task.test[0])
     models = [make_model(item, task) for item in (dense, experiment)]
     seconds = timing.interleave(
         {
@@ -534,12 +534,36 @@ def measure_missing_speedups(results, make_task, progress):
     missing = sorted(
         {key.rpartition("/")[0] for key in results.runs} - set(results.speedups)
     )
+    measured = {
+        architecture(parse_speedup_key(key)): speedup
+        for key, speedup in results.speedups.items()
+    }
     for key in progress.track(missing, description="speed"):
-        task, row, reduction_factor = key.split("/")
-        experiment = Experiment(task, row, float(reduction_factor), seed=0)
-        keras.backend.clear_session()
-        speedup = measure_speedup(experiment, make_task(task))
-        results.add(speedups={key: speedup})
+        experiment = parse_speedup_key(key)
+        model = architecture(experiment)
+        if model not in measured:
+            keras.backend.clear_session()
+            measured[model] = measure_speedup(
+                experiment, make_task(experiment.task)
+            )
+        results.add(speedups={key: measured[model]})
+
+
+def parse_speedup_key(key):
+    task, row, reduction_factor = key.split("/")
+    return Experiment(task, row, float(reduction_factor), seed=0)
+
+
+def architecture(experiment):
+    """What the speed of an experiment's model depends on."""
+    row = ROWS[experiment.row]
+    return (
+        quality_tasks.TASKS[experiment.task],
+        experiment.reduction_factor,
+        json.dumps(row.settings),
+        "lora" in row.recipe,
+        "last block CLS" in row.recipe,
+    )
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def main():
     parser.add_argument("--test-size", type=int, default=500)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--vision-epochs", type=int, default=8)
-    parser.add_argument("--sequence-length", type=int, default=64)
+    parser.add_argument("--sequence-length", type=int, default=96)
     arguments = parser.parse_args()
     GALLERY.mkdir(exist_ok=True)
 
@@ -104,12 +104,13 @@ def main():
     figure.savefig(GALLERY / "fashion.png", dpi=80)
 
     task = quality_tasks.TextTask(
-        "topics", sequence_length=arguments.sequence_length, **sizes
+        "pairs", sequence_length=arguments.sequence_length, **sizes
     )
     coda = fine_tune(task, 4, arguments.epochs)
+    # Two pairs of different topics and two of the same.
     inputs = keras.tree.map_structure(lambda values: values[:4], task.test[0])
     text = keras_coda.analysis.highlight_routing(coda, inputs, task.tokenizer)
-    (GALLERY / "topics.svg").write_text(to_svg(text))
+    (GALLERY / "pairs.svg").write_text(to_svg(text))
     print("The pictures are in", GALLERY.relative_to(ROOT))
 
 
