@@ -339,7 +339,6 @@ def run(experiment, task, arguments):
 
 def measure_speedup(experiment, task, num_rounds=7, batch_size=32):
     """Speed of `predict` relative to the dense parallel adapters."""
-    keras.config.set_dtype_policy("float32")
     dense = Experiment(experiment.task, "dense", 1.0, 0)
     batch = keras.tree.map_structure(lambda v: v[:batch_size], task.test[0])
     models = [make_model(item, task) for item in (dense, experiment)]
@@ -481,7 +480,6 @@ def main():
         )
     }
     results = Results(path, setup)
-    keras.config.set_dtype_policy(arguments.dtype)
     asked = [float(r) for r in arguments.reduction_factors.split(",")]
     experiments = [
         Experiment(task, row, reduction_factor, int(seed))
@@ -506,7 +504,7 @@ def main():
             progress.update(bar, description=experiment.key)
             results.read()
             if not is_done(experiment, results.runs):
-                keras.backend.clear_session()
+                clear_session(arguments.dtype)
                 runs = run(experiment, make_task(experiment.task), arguments)
                 results.add(runs=runs)
                 for key, result in runs.items():
@@ -522,6 +520,12 @@ def main():
     timing.write(path.with_suffix(".md"), table)
     plot(records, path.with_suffix(".png"))
     print(table)
+
+
+def clear_session(dtype):
+    """Forgets all models; Keras forgets the policy of dtypes with them."""
+    keras.backend.clear_session()
+    keras.config.set_dtype_policy(dtype)
 
 
 def is_done(experiment, runs):
@@ -542,7 +546,7 @@ def measure_missing_speedups(results, make_task, progress):
         experiment = parse_speedup_key(key)
         model = architecture(experiment)
         if model not in measured:
-            keras.backend.clear_session()
+            clear_session("float32")
             measured[model] = measure_speedup(
                 experiment, make_task(experiment.task)
             )
