@@ -7,7 +7,9 @@ The backend is that of `KERAS_BACKEND`.
 """
 
 import argparse
+import os
 import sys
+import zipfile
 
 import keras
 from rich.console import Console
@@ -25,10 +27,34 @@ def main(arguments=None):
     """Runs the command; `arguments` are those of the process by default."""
     arguments = _parser().parse_args(arguments)
     try:
-        model = keras.models.load_model(arguments.model, compile=False)
-        arguments.run(model, arguments)
-    except (ImportError, RuntimeError, TypeError, ValueError) as error:
+        arguments.run(_load(arguments.model), arguments)
+    except (
+        ImportError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+
+
+def _load(path):
+    """The model; Keras says of whatever is no model that it is not found."""
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"There is no file {path!r}.")
+    if not path.endswith(".keras") or not _has_model(path):
+        raise ValueError(
+            "MODEL.keras must be a whole file that `model.save` wrote, with a "
+            f"name that ends with '.keras'. Received: {path!r}"
+        )
+    return keras.models.load_model(path, compile=False)
+
+
+def _has_model(path):
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        return "config.json" in file.namelist()
 
 
 def _parser():
@@ -96,6 +122,7 @@ def _inspect(model, arguments):
 
 def _description(model):
     """What `inspect` shows, by name."""
+    named = named_model(model)
     backbone = backbone_of(model)
     rows = {"class": type(model).__name__}
     if isinstance(model, CodaModel):
@@ -117,7 +144,6 @@ def _description(model):
             ),
         }
     rows["parameters"] = f"{model.count_params():,}"
-    named = named_model(model)
     rows["inputs"] = _tensors(input_signature(named))
     rows["outputs"] = _tensors(named.output)
     return rows

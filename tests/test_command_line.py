@@ -1,3 +1,6 @@
+import pathlib
+import zipfile
+
 import keras
 import pytest
 
@@ -77,8 +80,21 @@ def test_export_passes_its_arguments(path, monkeypatch):
 def test_errors_are_a_message(path, tmp_path, capsys):
     with pytest.raises(SystemExit, match="ValueError: .*must end with"):
         command_line.main(["export", path, str(tmp_path), "--format", "onnx"])
-    with pytest.raises(SystemExit, match="ValueError"):
-        command_line.main(["inspect", str(tmp_path / "none.keras")])
+    with pytest.raises(SystemExit, match="FileExistsError"):
+        command_line.main(["export", path, f"{path}/below"])
     with pytest.raises(SystemExit):
         command_line.main(["export", path, "out", "--format", "pickle"])
     assert "invalid choice: 'pickle'" in capsys.readouterr().err
+
+
+def test_what_is_no_model(path, tmp_path):
+    with pytest.raises(SystemExit, match="There is no file"):
+        command_line.main(["inspect", str(tmp_path / "none.keras")])
+    half = tmp_path / "half.keras"
+    half.write_bytes(pathlib.Path(path).read_bytes()[:1000])
+    archive = tmp_path / "archive.keras"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("notes.txt", "no model")
+    for other in (half, archive, tmp_path):
+        with pytest.raises(SystemExit, match="that `model.save` wrote"):
+            command_line.main(["inspect", str(other)])

@@ -183,10 +183,10 @@ def count_block(block, n, reduction_factor, attention):
     parts = block.block.multiply_adds()
     k = block.router.routed_length(n, reduction_factor)
     m = n if attention == "k_to_all" else k
+    projections, pairs = parts.attention(k, m)
     counts = {
-        "projections": k * parts.row_projections
-        + m * parts.context_projections,
-        "attention": k * m * parts.pair,
+        "projections": projections,
+        "attention": pairs,
         "feedforward": k * parts.feedforward,
         "adapter": n * _adapter_size(block.adapter),
     }

@@ -201,13 +201,7 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
         hidden = self.block.attention_input(inputs)
         weights, indices = self.router(hidden, mask=padding_mask)
 
-        pairwise = {
-            "attention_mask": combine_masks(
-                inputs, padding_mask, attention_mask
-            ),
-            "position_bias": position_bias,
-        }
-        pairwise = {k: v for k, v in pairwise.items() if v is not None}
+        attention_mask = combine_masks(inputs, padding_mask, attention_mask)
         if indices is None:
             rows, queries, context = inputs, hidden, hidden
         else:
@@ -217,12 +211,22 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
             to_all = self.attention == "k_to_all"
             context = hidden if to_all else queries
             key_indices = None if to_all else indices
-            pairwise = {
-                name: gather_pairs(pairs, indices, key_indices)
-                for name, pairs in pairwise.items()
-            }
+            if attention_mask is not None:
+                attention_mask = gather_pairs(
+                    attention_mask, indices, key_indices
+                )
+            if position_bias is not None:
+                position_bias = self.gather_position_bias(
+                    position_bias, indices, key_indices
+                )
+        bias = {} if position_bias is None else {"position_bias": position_bias}
         update = self.block.residual_update(
-            rows, queries, context, training=training, **pairwise
+            rows,
+            queries,
+            context,
+            attention_mask=attention_mask,
+            training=training,
+            **bias,
         )
         # (batch_size, k, hidden_dim), weighted by the router: eq. 8.
         weights = ops.cast(ops.expand_dims(weights, -1), update.dtype)
@@ -238,6 +242,10 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
         if indices is None:
             return outputs + update
         return add_rows(outputs, update, indices)
+
+    def gather_position_bias(self, position_bias, indices, key_indices=None):
+        """The position bias of routed queries, and keys if they are too."""
+        return gather_pairs(position_bias, indices, key_indices)
 
     def compute_output_shape(self, inputs_shape):
         return inputs_shape

@@ -17,12 +17,24 @@ class BlockMultiplyAdds(NamedTuple):
             attended to.
         pair: score and weighted sum of one token attending to one.
         feedforward: feedforward network on one token.
+        absorbed_pair: `pair` with the key and value projection absorbed, see
+            `attend_absorbed`; `None` for a block that does not.
     """
 
     row_projections: int
     context_projections: int
     pair: int
     feedforward: int
+    absorbed_pair: int | None = None
+
+    def attention(self, k, m):
+        """Projections and attention of k tokens that attend to m: a pair."""
+        rows = k * self.row_projections
+        counts = [(rows + m * self.context_projections, k * m * self.pair)]
+        if self.absorbed_pair is not None:
+            absorbed = k * m * self.absorbed_pair
+            counts.append((rows + k * self.context_projections, absorbed))
+        return min(counts, key=sum)
 
 
 class DenseBlock(keras.layers.Layer):

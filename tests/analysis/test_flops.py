@@ -47,8 +47,9 @@ WIDE = {
         {"reduction_factor": 1},
         {"reduction_factor": 4, "shortcut_dim": 64},
         {"reduction_factor": 4, "attention": "k_to_k"},
+        {"reduction_factor": 16},
     ],
-    ids=["dense", "k_to_all", "k_to_k"],
+    ids=["dense", "k_to_all", "k_to_k", "absorbed"],
 )
 def test_agrees_with_xla(family, settings):
     import jax
@@ -84,18 +85,20 @@ def test_agrees_with_xla(family, settings):
 
 
 def test_by_hand():
-    # 2 blocks, hidden_dim 16, intermediate_dim 32, 12 tokens, k = 3.
+    # 2 blocks, hidden_dim 16, 2 heads, intermediate_dim 32, 12 tokens, k = 3:
+    # so few that keys and values are not projected.
     coda = keras_coda.coda_wrap(bert_backbone(), adapter_dim=8, shortcut_dim=2)
     counted = keras_coda.analysis.flops(coda, 12, batch_size=5)
     assert counted.coda == {
-        "projections": 5 * 2 * (3 * 2 * 16**2 + 12 * 2 * 16**2),
-        "attention": 5 * 2 * 3 * 12 * 2 * 16,
+        "projections": 5 * 2 * (3 * 2 * 16**2 + 3 * 2 * 16**2),
+        "attention": 5 * 2 * 3 * 12 * 2 * (2 * 16),
         "feedforward": 5 * 2 * 3 * 2 * 16 * 32,
         "adapter": 5 * 2 * 12 * 2 * 16 * 8,
         "shortcut": 5 * 2 * 12 * 2 * 16 * 2,
         "router": 5 * 2 * 12 * 16,
         "other": 5 * 16**2,
     }
+    assert counted.dense["projections"] == 5 * 2 * 12 * 4 * 16**2
     assert counted.dense["attention"] == 5 * 2 * 12 * 12 * 2 * 16
     assert counted.dense["adapter"] == 0
     assert counted.parallel_adapter["adapter"] == counted.coda["adapter"]

@@ -141,7 +141,11 @@ class Checks:
         )
 
     def run(self):
-        """Runs all in a fresh process and compares."""
+        """Runs all in a fresh process and compares.
+
+        Returns:
+            The largest difference, by batch.
+        """
         (self.folder / "plan.json").write_text(json.dumps(self.plan))
         process = subprocess.run(
             [sys.executable, str(RUNNER), str(self.folder)],
@@ -151,6 +155,7 @@ class Checks:
         )
         assert process.stdout.endswith("done\n"), process.stderr[-3000:]
         assert self.expected
+        differences = {}
         for path, expected in self.expected.items():
             with np.load(path) as file:
                 actual = dict(file)
@@ -159,6 +164,11 @@ class Checks:
                 np.testing.assert_allclose(
                     actual[name], value, atol=1e-4, err_msg=path.name
                 )
+            differences[path.name] = max(
+                np.abs(actual[name] - value).max()
+                for name, value in expected.items()
+            )
+        return differences
 
 
 def size_of(path):
@@ -169,20 +179,34 @@ def size_of(path):
 
 def main():
     """Checks all models in all formats; the tests check a part of it."""
+    cells = {
+        "bert": (bert, {}),
+        "t5": (t5, {}),
+        "t5-encoder": (t5, {"outputs": "encoder_sequence_output"}),
+        "vit": (vit, {}),
+    }
     for format, properties in FORMATS.items():
-        for make in (bert, t5, vit):
-            for length in (None, 12) if properties.dynamic_length else (12,):
-                with tempfile.TemporaryDirectory() as folder:
-                    checks = Checks(pathlib.Path(folder))
+        with tempfile.TemporaryDirectory() as folder:
+            checks = Checks(pathlib.Path(folder))
+            for name, (make, kwargs) in cells.items():
+                for length in (
+                    (None, 12) if properties.dynamic_length else (12,)
+                ):
+                    label = f"{name}-{length or 'any-length'}"
+                    sizes = FIXED_LENGTH if length else ANY_LENGTH
                     checks.export(
                         make(),
-                        "model",
+                        label,
                         format,
-                        FIXED_LENGTH if length else ANY_LENGTH,
+                        sizes,
                         sequence_length=length,
+                        **kwargs,
                     )
-                    checks.run()
-                print(f"{make.__name__} {format} {length}: ok", flush=True)
+                    print(f"{format} {label}: exported", flush=True)
+            for name, error in checks.run().items():
+                print(
+                    f"{format} {name}: off by at most {error:.1e}", flush=True
+                )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 
 from keras_coda.layers.attend import attend
+from keras_coda.layers.attend import can_absorb
 from tests.backend_helpers import to_numpy
 
 RNG = np.random.default_rng(0)
@@ -36,3 +37,40 @@ def test_dropout_is_active_in_training():
     at_inference = attend(attention, QUERIES, CONTEXT, training=False)
     in_training = attend(attention, QUERIES, CONTEXT, training=True)
     assert np.abs(to_numpy(in_training - at_inference)).max() > 1e-3
+
+
+def test_few_queries_absorb_the_projections():
+    # 1 query of 64 keys: the keys and values are not projected.
+    attention = make_attention()
+    for weight in attention.weights:
+        weight.assign(RNG.normal(size=weight.shape))
+    context = RNG.normal(size=(2, 64, 8)).astype("float32")
+    mask = RNG.integers(0, 2, (2, 1, 64)).astype(bool)
+    queries = QUERIES[:, :1]
+    for attention_mask in (None, mask):
+        expected = attention(
+            queries, context, attention_mask=attention_mask, training=False
+        )
+        # Shows that it is not used.
+        attention.key_dense.bias.assign(np.full((2, 4), np.nan))
+        actual = attend(attention, queries, context, attention_mask)
+        attention.key_dense.bias.assign(np.ones((2, 4)))
+        np.testing.assert_allclose(
+            to_numpy(actual), to_numpy(expected), rtol=1e-5, atol=1e-5
+        )
+
+
+def test_absorbs_where_it_is_cheaper():
+    projection = make_attention().key_dense
+    for shapes, expected in (
+        # BERT base at r = 16, r = 8, with another block for CLS alone.
+        (((8, 32, 12, 64), (8, 512, 768)), True),
+        (((8, 64, 12, 64), (8, 512, 768)), False),
+        (((8, 1, 12, 64), (8, 512, 768)), True),
+        # Any number of tokens that attend to themselves.
+        (((8, 2, 12, 64), (8, 2, 768)), False),
+        (((8, None, 12, 64), (8, None, 768)), False),
+    ):
+        assert can_absorb(*shapes, projection) == expected
+    projection.quantize("int8")
+    assert not can_absorb((8, 1, 12, 64), (8, 512, 768), projection)

@@ -66,6 +66,9 @@ class BertBlock(DenseBlock):
                 attention.key_dense, attention.value_dense
             ),
             pair=2 * attention.num_heads * attention.key_dim,
+            absorbed_pair=2
+            * attention.num_heads
+            * attention.key_dense.kernel.shape[0],
             feedforward=kernel_size(self.intermediate, self.output_projection),
         )
 

@@ -10,6 +10,8 @@ from keras_coda.conversion.family import Family
 from keras_coda.layers import ConditionalTransformerBlock
 from keras_coda.layers import DenseBlock
 from keras_coda.layers import ParallelAdapter
+from keras_coda.layers.attend import attend_absorbed
+from keras_coda.layers.attend import can_absorb
 from keras_coda.layers.dense_block import BlockMultiplyAdds
 from keras_coda.layers.dense_block import kernel_size
 from keras_coda.layers.partly_frozen import PartlyFrozen
@@ -57,15 +59,44 @@ class T5EncoderBlock(DenseBlock):
         position_bias=None,
         training=None,
     ):
-        attended, _, _ = self.attention(
+        attended = self._attend(
             queries,
-            key_value_states=context,
-            position_bias=_add_mask(position_bias, attention_mask),
-            training=training,
+            context,
+            _add_mask(position_bias, attention_mask),
+            training,
         )
         attended = self.attention_dropout(attended, training=training)
         hidden = self.feedforward_norm(rows + attended)
         return attended + self.feedforward(hidden, training=training)
+
+    def _attend(self, queries, context, bias, training):
+        attention = self.attention
+        heads = (attention.num_heads, attention.key_value_dim)
+        projectors = attention.key_projector, attention.value_projector
+        query_shape = (*queries.shape[:2], *heads)
+        if training or not can_absorb(query_shape, context.shape, *projectors):
+            attended, _, _ = attention(
+                queries,
+                key_value_states=context,
+                position_bias=bias,
+                training=training,
+            )
+            return attended
+        query = attention.query_projector(queries)
+        key_kernel, value_kernel = (
+            ops.reshape(projector.kernel, (-1, *heads))
+            for projector in projectors
+        )
+        attended = attend_absorbed(
+            ops.reshape(query, (-1, *query_shape[1:])),
+            context,
+            key_kernel,
+            value_kernel,
+            bias=bias,
+        )
+        return attention.output_projector(
+            ops.reshape(attended, ops.shape(query))
+        )
 
     def multiply_adds(self):
         return _multiply_adds(self.attention, self.feedforward)
@@ -101,6 +132,29 @@ class T5ConditionalBlock(ConditionalTransformerBlock):
             training=training,
         )
         return outputs, position_bias
+
+    def gather_position_bias(self, position_bias, indices, key_indices):
+        if key_indices is None:
+            return super().gather_position_bias(position_bias, indices, None)
+        # It depends on key - query alone: from n - 1 tokens back, the first
+        # column upwards, to n - 1 ahead, the first row.
+        length = ops.shape(position_bias)[-1]
+        by_distance = ops.concatenate(
+            [
+                ops.flip(position_bias[0, :, 1:, 0], axis=-1),
+                position_bias[0, :, 0],
+            ],
+            axis=-1,
+        )
+        distances = ops.expand_dims(key_indices, 1) - ops.expand_dims(
+            indices, 2
+        )
+        # (batch_size, k, k, num_heads), a fraction of what gathering rows and
+        # then columns moves.
+        gathered = ops.take(
+            ops.transpose(by_distance), distances + length - 1, axis=0
+        )
+        return ops.transpose(gathered, (0, 3, 1, 2))
 
     def compute_output_spec(self, hidden_states, *args, **kwargs):
         length = hidden_states.shape[1]
@@ -335,6 +389,7 @@ def _multiply_adds(attention, feedforward):
             attention.key_projector, attention.value_projector
         ),
         pair=2 * attention.num_heads * attention.key_value_dim,
+        absorbed_pair=2 * attention.num_heads * attention.hidden_dim,
         feedforward=kernel_size(*dense),
     )
 

@@ -56,6 +56,9 @@ class ViTBlock(DenseBlock):
                 attention.key_dense, attention.value_dense
             ),
             pair=2 * attention.num_heads * attention.key_dim,
+            absorbed_pair=2
+            * attention.num_heads
+            * attention.key_dense.kernel.shape[0],
             feedforward=kernel_size(feedforward.dense_1, feedforward.dense_2),
         )
 

@@ -50,6 +50,27 @@ class TestT5(FamilyTest):
         key = "decoder_sequence_output"
         assert_close(padded[key], outputs[key])
 
+    def test_few_queries_absorb_the_projections(self):
+        coda = keras_coda.coda_wrap(
+            self.dense_backbone(dropout=0), reduction_factor=4
+        )
+        # In training they do not.
+        expected = coda(self.inputs(), training=True)
+        assert_close(
+            predict(coda, self.inputs()),
+            {k: ops.convert_to_numpy(v) for k, v in expected.items()},
+        )
+
+    def test_position_bias_of_routed_tokens(self):
+        coda = keras_coda.coda_wrap(self.dense_backbone())
+        block = coda.conditional_blocks[0]
+        bias = block.block.position_bias(12)
+        indices = np.array([[3, 0, 11], [7, 8, 2]])
+        gathered = block.gather_position_bias(bias, indices, indices)
+        for row, routed in enumerate(indices):
+            expected = ops.convert_to_numpy(bias)[0][:, routed][:, :, routed]
+            assert_close(ops.convert_to_numpy(gathered[row]), expected)
+
     def test_generate_equals_dense_at_reduction_factor_1(self):
         dense = keras_hub.models.T5Seq2SeqLM(self.dense_backbone())
         coda = keras_coda.coda_wrap(dense, reduction_factor=1)
