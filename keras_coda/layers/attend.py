@@ -40,7 +40,7 @@ def attend(attention, queries, context, attention_mask=None, training=None):
         # The bias of the keys adds the same to all scores of a query, which
         # softmax ignores. The weights of the values sum to 1.
         if value_dense.bias is not None:
-            attended += ops.cast(value_dense.bias, attended.dtype)
+            attended = attended + ops.cast(value_dense.bias, attended.dtype)
     else:
         attended = ops.dot_product_attention(
             query,
