@@ -255,6 +255,15 @@ def test_bad_models(vit, tmp_path):
         )
 
 
+@pytest.mark.parametrize("format", ["onnx", "litert"])
+def test_half_precision_is_refused(tmp_path, format):
+    """What is written would fail when it is served."""
+    model = models.vit_backbone(num_layers=1, dtype="mixed_bfloat16")
+    path = tmp_path / f"model{formats.FORMATS[format].suffix}"
+    with pytest.raises(ValueError, match=r"in float32.*\['bfloat16'\]"):
+        keras_coda.export(keras_coda.coda_wrap(model), path, format)
+
+
 def test_missing_packages(vit, tmp_path, monkeypatch):
     monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install keras-coda\["):
