@@ -8,7 +8,8 @@ in one process, and prints for each shape
 
 - speedup: seconds of the parallel adapters / seconds of CoDA, medians;
 - limit: the same ratio of the multiply-adds (`keras_coda.analysis.flops`);
-- efficiency: speedup / limit.
+- efficiency: speedup / limit. It can exceed 1: softmax, activation and whatever
+  else is no matrix product also shrink with r, and count in no limit.
 
 `--memory` adds the peak memory of a call, each measured in a process of its
 own. Writes inference-BACKEND.json, .md and .png; a shape that is there already
@@ -30,6 +31,7 @@ from keras_coda.analysis.flops import count_block
 from keras_coda.layers import ConditionalTransformerBlock
 from keras_coda.layers import TransformerBlock
 from keras_coda.layers.conditional_transformer_block import ATTENTIONS
+from keras_coda.layers.set_reduction_factor import conditional_blocks
 
 
 class Shape(NamedTuple):
@@ -56,8 +58,8 @@ def bert():
     )
 
 
-def t5_encoder():
-    # T5 1.1 base; the decoder, which is not routed, gets one token.
+def t5():
+    # T5 1.1 base, of which only the encoder is timed.
     return keras_hub.models.T5Backbone(
         vocabulary_size=32128,
         num_layers=12,
@@ -96,7 +98,7 @@ def paper_block():
 SHAPES = {
     "bert-128": Shape(bert, 128, 32),
     "bert-512": Shape(bert, 512, 8),
-    "t5-512": Shape(t5_encoder, 512, 8),
+    "t5-512": Shape(t5, 512, 8),
     "vit-224": Shape(lambda: vit(224), 14**2 + 1, 16),
     "vit-384": Shape(lambda: vit(384), 24**2 + 1, 8),
     "paper-4096": Shape(paper_block, 4096, 1),
@@ -113,12 +115,14 @@ def parse_arguments():
     add = parser.add_argument
     add("--shapes", default=",".join(SHAPES), help="default: %(default)s")
     add("--reduction-factors", default="2,3,4,5,8,16")
+    add("--batch-size", type=int, help="default: each shape's own")
     add("--rounds", type=int, default=10, help="timed calls of each")
     add(
         "--mode",
         choices=("default", "compiled"),
         default="default",
-        help="compiled: XLA on TensorFlow, torch.compile on PyTorch",
+        help="compiled: XLA on TensorFlow, torch.compile of what "
+        "torch.export makes of the model on PyTorch",
     )
     add("--memory", action="store_true", help="measure peak memory")
     add("--measure-memory-of", help=argparse.SUPPRESS)
@@ -127,8 +131,13 @@ def parse_arguments():
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.shapes, arguments.reduction_factors = "bert-128", "4"
-        arguments.rounds = 1
+        arguments.batch_size, arguments.rounds = 1, 1
     return arguments
+
+
+def shape_of(name, arguments):
+    shape = SHAPES[name]
+    return shape._replace(batch_size=arguments.batch_size or shape.batch_size)
 
 
 def reduction_factors_of(name, arguments):
@@ -161,11 +170,12 @@ def make_inputs(model, shape):
 def make_model(dense, name, reduction_factor=None, attention="k_to_all"):
     """The dense model, or the converted one, which shares its weights."""
     if isinstance(dense, keras.Model):
-        if reduction_factor is None:
-            return dense
-        return keras_coda.coda_wrap(
-            dense, reduction_factor=reduction_factor, attention=attention
-        )
+        model = dense
+        if reduction_factor is not None:
+            model = keras_coda.coda_wrap(
+                dense, reduction_factor=reduction_factor, attention=attention
+            )
+        return encoder_of(model) if name.startswith("t5") else model
     inputs = keras.Input((SHAPES[name].length, 1536))
     layer = dense
     if reduction_factor is not None:
@@ -175,16 +185,27 @@ def make_model(dense, name, reduction_factor=None, attention="k_to_all"):
     return keras.Model(inputs, layer(inputs))
 
 
+def encoder_of(backbone):
+    inputs = {
+        name: tensor
+        for name, tensor in backbone.input.items()
+        if name.startswith("encoder")
+    }
+    return keras.Model(inputs, backbone.output["encoder_sequence_output"])
+
+
 def limit(model, length):
     """The speedup over r = 1 that the multiply-adds allow."""
     if isinstance(model, keras_coda.CodaBackbone):
-        return keras_coda.analysis.flops(
-            model, length, decoder_sequence_length=1
-        ).ratio
-    block = model.layers[-1]
-    dense = count_block(block, length, 1, block.attention)
-    coda = count_block(block, length, block.reduction_factor, block.attention)
-    return sum(dense.values()) / sum(coda.values())
+        return keras_coda.analysis.flops(model, length).ratio
+    dense = coda = 0
+    for block in conditional_blocks(model):
+        at_1, at_r = (
+            sum(count_block(block, length, r, block.attention).values())
+            for r in (1, block.reduction_factor)
+        )
+        dense, coda = dense + at_1, coda + at_r
+    return dense / coda
 
 
 def make_candidates(dense, name, arguments):
@@ -198,9 +219,15 @@ def make_candidates(dense, name, arguments):
             models[attention, reduction_factor] = make_model(
                 dense, name, reduction_factor, attention
             )
-    for model in models.values():
-        compile_model(model, arguments)
     return models
+
+
+def make_call(model, inputs, arguments):
+    """A function that predicts `inputs`."""
+    if keras.config.backend() == "torch" and arguments.mode == "compiled":
+        return compiled_by_torch(model, inputs)
+    compile_model(model, arguments)
+    return lambda: model.predict_on_batch(inputs)
 
 
 def compile_model(model, arguments, **settings):
@@ -210,14 +237,31 @@ def compile_model(model, arguments, **settings):
     model.compile(jit_compile=jit_compile, **settings)
 
 
+def compiled_by_torch(model, inputs):
+    # Exported first: torch.compile breaks the graph at each Keras layer, and
+    # gives up after eight of a kind.
+    import torch
+
+    inputs = keras.tree.map_structure(torch.tensor, inputs)
+    with torch.no_grad():
+        exported = torch.export.export(model.eval(), (inputs,)).module()
+    compiled = torch.compile(exported)
+
+    def call():
+        with torch.inference_mode():
+            return compiled(inputs)
+
+    return call
+
+
 def run_shape(name, arguments):
-    shape = SHAPES[name]
+    shape = shape_of(name, arguments)
     dense = shape.make()
     models = make_candidates(dense, name, arguments)
     inputs = make_inputs(models["dense", None], shape)
     seconds = timing.interleave(
         {
-            key: lambda model=model: model.predict_on_batch(inputs)
+            key: make_call(model, inputs, arguments)
             for key, model in models.items()
         },
         arguments.rounds,
@@ -242,7 +286,7 @@ def run_shape(name, arguments):
             row["efficiency"] = speedup / row["limit"]
         if arguments.memory:
             row["peak MB"] = timing.peak_memory(
-                __file__, [name, *key], "--mode", arguments.mode
+                __file__, [name, *key], *setup_of(arguments, shape)
             )
         rows.append(row)
     return rows
@@ -251,16 +295,20 @@ def run_shape(name, arguments):
 # === Memory ===
 
 
+def setup_of(arguments, shape):
+    """The arguments for a process that measures memory."""
+    return [f"--mode={arguments.mode}", f"--batch-size={shape.batch_size}"]
+
+
 def measure_memory(arguments):
     """What the process does that `timing.peak_memory` starts."""
     name, attention, reduction_factor = json.loads(arguments.measure_memory_of)
-    shape = SHAPES[name]
+    shape = shape_of(name, arguments)
     if attention not in ATTENTIONS:
         attention = "k_to_all"
     model = make_model(shape.make(), name, reduction_factor, attention)
-    compile_model(model, arguments)
     inputs = make_inputs(model, shape)
-    timing.print_peak_memory(lambda: model.predict_on_batch(inputs))
+    timing.print_peak_memory(make_call(model, inputs, arguments))
 
 
 # === Results ===

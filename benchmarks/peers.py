@@ -43,7 +43,11 @@ def parse_arguments():
     add("--batch-size", type=int, default=2)
     add("--rounds", type=int, default=10, help="timed calls of each")
     add("--output", type=pathlib.Path, default=timing.RESULTS)
-    return parser.parse_args()
+    add("--quick", action="store_true", help="short, one sequence, once")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.length, arguments.batch_size, arguments.rounds = 128, 1, 1
+    return arguments
 
 
 # === Models, on PyTorch ===

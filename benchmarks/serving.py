@@ -9,7 +9,8 @@ Exports BERT base, dense and converted, as SavedModels, and measures
 - served: requests a second and latencies of examples/serve/server.py, one
   server for each artefact, under the same load of clients, in turn.
 
-All requests are the same batch. Writes serving-BACKEND.json and .md.
+All requests are the same batch. Writes serving-BACKEND.json and .md; --quick,
+which shows that it runs, serving-quick-BACKEND.
 """
 
 import argparse
@@ -43,14 +44,14 @@ def parse_arguments():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--sequence-length", type=int, default=512)
-    add("--batch-size", type=int, default=8)
-    add("--reduction-factor", type=float, default=4)
-    add("--rounds", type=int, default=10, help="rounds of calls and of load")
-    add("--clients", type=int, default=4, help="that send at the same time")
-    add("--requests", type=int, default=3, help="of a client in a round")
-    add("--output", type=pathlib.Path, default=timing.RESULTS)
-    add("--quick", action="store_true", help="a tiny model, one round")
+    add("--sequence-length", type=int, default=512, help="tokens; default: 512")
+    add("--batch-size", type=int, default=8, help="of each request; default: 8")
+    add("--reduction-factor", type=float, default=4, help="default: 4")
+    add("--rounds", type=int, default=10, help="of calls, of load; default: 10")
+    add("--clients", type=int, default=4, help="at the same time; default: 4")
+    add("--requests", type=int, default=3, help="by client and round")
+    add("--output", type=pathlib.Path, default=timing.RESULTS, help="a folder")
+    add("--quick", action="store_true", help="a tiny model, 64 tokens, 1 round")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.sequence_length, arguments.rounds = 64, 1
@@ -245,7 +246,8 @@ def main():
         for key, value in vars(arguments).items()
         if key not in ("output", "quick")
     }
-    path = arguments.output / f"serving-{keras.config.backend()}.json"
+    name = "serving-quick" if arguments.quick else "serving"
+    path = arguments.output / f"{name}-{keras.config.backend()}.json"
     timing.write_json(
         path, {"versions": timing.versions(), "setup": setup, "rows": rows}
     )

@@ -6,6 +6,9 @@ Full fine-tuning, dense parallel adapters (r = 1) and CoDA take one step of Adam
 in turn, in one process, each on a classifier over the same kind of backbone.
 `--memory` adds the peak memory of a step over that of the loaded model, each
 measured in a process of its own. Writes training_step-BACKEND.json and .md.
+
+`--mode compiled` on TensorFlow mostly times dropout: XLA on a CPU draws random
+numbers 20 times as slowly as TensorFlow's own kernel.
 """
 
 import argparse
@@ -29,8 +32,14 @@ def parse_arguments():
     add = parser.add_argument
     add("--shapes", default="bert-512", help="default: %(default)s")
     add("--reduction-factors", default="2,4,8")
+    add("--batch-size", type=int, help="default: each shape's own")
     add("--rounds", type=int, default=10, help="timed steps of each")
-    add("--mode", choices=("default", "compiled"), default="default")
+    add(
+        "--mode",
+        choices=("default", "compiled"),
+        default="default",
+        help="compiled: XLA on TensorFlow; Keras on PyTorch gains nothing",
+    )
     add("--memory", action="store_true", help="measure peak memory")
     add("--measure-memory-of", help=argparse.SUPPRESS)
     add("--output", type=pathlib.Path, default=timing.RESULTS)
@@ -38,7 +47,7 @@ def parse_arguments():
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.shapes, arguments.reduction_factors = "bert-128", "4"
-        arguments.rounds = 1
+        arguments.batch_size, arguments.rounds = 1, 1
     return arguments
 
 
@@ -77,7 +86,7 @@ def make_backbone(shape, attention, reduction_factor):
 
 
 def run_shape(name, arguments):
-    shape = inference.SHAPES[name]
+    shape = inference.shape_of(name, arguments)
     keys = [("full fine-tuning", None), ("parallel adapter", 1)]
     keys += [
         (attention, float(reduction_factor))
@@ -101,7 +110,7 @@ def run_shape(name, arguments):
         }
         if arguments.memory:
             row["peak MB"] = timing.peak_memory(
-                __file__, [name, *key], "--mode", arguments.mode
+                __file__, [name, *key], *inference.setup_of(arguments, shape)
             )
         rows.append(row)
     return rows
@@ -109,7 +118,7 @@ def run_shape(name, arguments):
 
 def measure_memory(arguments):
     name, *key = json.loads(arguments.measure_memory_of)
-    shape = inference.SHAPES[name]
+    shape = inference.shape_of(name, arguments)
     step = make_step(make_backbone(shape, *key), shape, arguments)
     timing.print_peak_memory(step)
 

@@ -9,6 +9,7 @@ The backend is that of `KERAS_BACKEND`.
 import argparse
 import os
 import sys
+import warnings
 import zipfile
 
 import keras
@@ -47,7 +48,10 @@ def _load(path):
             "MODEL.keras must be a whole file that `model.save` wrote, with a "
             f"name that ends with '.keras'. Received: {path!r}"
         )
-    return keras.models.load_model(path, compile=False)
+    with warnings.catch_warnings():
+        # Which is not needed here.
+        warnings.filterwarnings("ignore", "Skipping variable loading for opt")
+        return keras.models.load_model(path, compile=False)
 
 
 def _has_model(path):

@@ -18,6 +18,7 @@ import tensorflow as tf
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
@@ -110,12 +111,18 @@ def to_columns(instances, specs):
 
 
 def to_tensor(values, dtype):
-    if not dtype.is_integer:
+    if dtype == tf.string:
         return tf.constant(values, dtype)
-    # TensorFlow would wrap what is too large.
-    wide = tf.constant(values, tf.int64)
-    tensor = tf.cast(wide, dtype)
-    if tf.reduce_any(tf.cast(tensor, tf.int64) != wide):
+    if dtype.is_integer:
+        # TensorFlow would wrap what is too large.
+        wide = tf.constant(values, tf.int64)
+        tensor = tf.cast(wide, dtype)
+        in_range = tf.cast(tensor, tf.int64) == wide
+    else:
+        # Python reads 1e999 as infinity.
+        tensor = tf.constant(values, dtype)
+        in_range = tf.math.is_finite(tensor)
+    if not tf.reduce_all(in_range):
         raise ValueError(f"A number is out of the range of {dtype.name}.")
     return tensor
 
@@ -207,12 +214,16 @@ def make_app(models, max_body_bytes, num_threads):
 async def read_body(request, max_body_bytes):
     """The body, of which no more is read than is allowed."""
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_body_bytes:
-            raise HTTPException(
-                413, f"Send at most {max_body_bytes} bytes in a request."
-            )
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > max_body_bytes:
+                raise HTTPException(
+                    413, f"Send at most {max_body_bytes} bytes in a request."
+                )
+    except ClientDisconnect as error:
+        # Nobody reads it, but the log stays short.
+        raise HTTPException(400, "The body is not whole.") from error
     return bytes(body)
 
 

@@ -11,6 +11,7 @@ from keras_coda.exporting.formats import is_running
 from keras_coda.exporting.formats import write_saved_model
 from keras_coda.exporting.formats import writing_backend
 from keras_coda.exporting.other_backend import export_under
+from keras_coda.exporting.signature import half_precision
 from keras_coda.exporting.signature import has_dynamic_length
 from keras_coda.exporting.signature import input_signature
 from keras_coda.exporting.signature import named_model
@@ -96,6 +97,14 @@ def export(
             "`sequence_length`, and pad inputs to it, or choose "
             "`format='tf_saved_model'` or 'onnx', which take any. Received: "
             f"sequence_length={sequence_length}"
+        )
+    if not FORMATS[format].half_precision and half_precision(named):
+        raise ValueError(
+            f"`format={format!r}` needs a model that computes in float32. "
+            "Convert the pretrained model again, loaded with "
+            "`dtype='float32'`, and `load_adapter` what `save_adapter` wrote "
+            "of this one, or choose `format='tf_saved_model'` or 'torch'. "
+            f"Received: a model with layers in {half_precision(named)}"
         )
     if from_strings:
         preprocessor = _preprocessor(model, format, sequence_length)

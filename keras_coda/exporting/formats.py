@@ -20,6 +20,7 @@ class Format(NamedTuple):
             all that the format can.
         packages: the modules needed to write it, by the extra that has them.
         dynamic_length: whether an artefact can take any sequence length.
+        half_precision: whether an artefact can compute in float16 or bfloat16.
     """
 
     write: object
@@ -27,6 +28,7 @@ class Format(NamedTuple):
     backends: tuple
     packages: dict
     dynamic_length: bool
+    half_precision: bool
 
 
 def write_saved_model(model, path, specs, preprocessor=None):
@@ -108,17 +110,39 @@ def write_torch(model, path, specs):
 
 FORMATS = {
     "tf_saved_model": Format(
-        write_saved_model, "", ("tensorflow", "jax"), {}, True
+        write=write_saved_model,
+        suffix="",
+        backends=("tensorflow", "jax"),
+        packages={},
+        dynamic_length=True,
+        half_precision=True,
     ),
     "onnx": Format(
-        write_onnx,
-        ".onnx",
-        ("tensorflow",),
-        {"export": ("onnx", "tf2onnx")},
-        True,
+        write=write_onnx,
+        suffix=".onnx",
+        backends=("tensorflow",),
+        packages={"export": ("onnx", "tf2onnx")},
+        dynamic_length=True,
+        # ONNX Runtime would load none of it, or fail when it runs.
+        half_precision=False,
     ),
-    "litert": Format(write_litert, ".tflite", ("tensorflow",), {}, False),
-    "torch": Format(write_torch, ".pt2", ("torch",), {}, False),
+    "litert": Format(
+        write=write_litert,
+        suffix=".tflite",
+        backends=("tensorflow",),
+        packages={},
+        dynamic_length=False,
+        # It would need TensorFlow's own operations.
+        half_precision=False,
+    ),
+    "torch": Format(
+        write=write_torch,
+        suffix=".pt2",
+        backends=("torch",),
+        packages={},
+        dynamic_length=False,
+        half_precision=True,
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_coda._keras_internals import sublayers
 from keras_coda.layers.validation import validate_choice
 from keras_coda.layers.validation import validate_positive_integer
 
@@ -92,3 +93,9 @@ def input_signature(model, sequence_length=None, batch_size=None):
 def has_dynamic_length(specs):
     """Whether a dimension besides the batch is left open."""
     return any(None in spec.shape[1:] for spec in specs.values())
+
+
+def half_precision(model):
+    """The dtypes of less than 32 bits that layers of a model compute in."""
+    dtypes = {layer.compute_dtype for layer in sublayers(model, recursive=True)}
+    return sorted(dtypes & {"bfloat16", "float16"})

@@ -3,6 +3,7 @@
 import http.client
 import json
 import re
+import socket
 import subprocess
 import sys
 
@@ -173,6 +174,18 @@ def test_bad_requests_are_answered(port, body, message):
     assert message in answer["error"]
 
 
+@pytest.mark.parametrize("value", [np.inf, 1e39, [0.0, np.nan]])
+def test_numbers_out_of_range(value):
+    """JSON has no infinity, but Python reads 1e999 as one."""
+    # Here, because it imports TensorFlow.
+    sys.path.insert(0, str(FOLDER / "serve"))
+    import server
+    import tensorflow as tf
+
+    with pytest.raises(ValueError, match="range of float32"):
+        server.to_tensor(value, tf.float32)
+
+
 def test_other_errors(port):
     status, answer = request(port, "/v1/models/none:predict", {"instances": []})
     assert status == 404
@@ -183,6 +196,12 @@ def test_other_errors(port):
     status, answer = request(port, "/v1/models/bert:predict", too_large)
     assert status == 413
     assert "at most" in answer["error"]
+    # A client that leaves in the middle.
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(
+            b"POST /v1/models/bert:predict HTTP/1.1\r\n"
+            b"Host: 127.0.0.1\r\nContent-Length: 9\r\n\r\n{"
+        )
     # It goes on.
     status, _ = request(
         port, "/v1/models/bert:predict", {"instances": ["a film"]}
