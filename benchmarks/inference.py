@@ -349,8 +349,7 @@ def main():
         measure_memory(arguments)
         return
     names = arguments.shapes.split(",")
-    suffix = "-compiled" if arguments.mode == "compiled" else ""
-    path = arguments.output / f"inference-{keras.config.backend()}{suffix}.json"
+    path = timing.results_path("inference", arguments)
     rows = []
     if path.exists():
         earlier = json.loads(path.read_text())["rows"]

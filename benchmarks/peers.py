@@ -265,7 +265,7 @@ def main():
             "keras_coda, coordinate descent",
             5 * arguments.rounds,
         )
-    path = arguments.output / f"peers-{keras.config.backend()}.json"
+    path = timing.results_path("peers", arguments)
     timing.write_json(path, {"versions": timing.versions(), "rows": rows})
     timing.write(path.with_suffix(".md"), timing.markdown_table(rows))
 

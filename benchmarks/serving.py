@@ -9,8 +9,7 @@ Exports BERT base, dense and converted, as SavedModels, and measures
 - served: requests a second and latencies of examples/serve/server.py, one
   server for each artefact, under the same load of clients, in turn.
 
-All requests are the same batch. Writes serving-BACKEND.json and .md; --quick,
-which shows that it runs, serving-quick-BACKEND.
+All requests are the same batch. Writes serving-BACKEND.json and .md.
 """
 
 import argparse
@@ -246,8 +245,7 @@ def main():
         for key, value in vars(arguments).items()
         if key not in ("output", "quick")
     }
-    name = "serving-quick" if arguments.quick else "serving"
-    path = arguments.output / f"{name}-{keras.config.backend()}.json"
+    path = timing.results_path("serving", arguments)
     timing.write_json(
         path, {"versions": timing.versions(), "setup": setup, "rows": rows}
     )

@@ -100,6 +100,17 @@ def versions():
     }
 
 
+def results_path(benchmark, arguments):
+    """Where the JSON goes: of `--quick` elsewhere than what was measured."""
+    parts = [benchmark]
+    if arguments.quick:
+        parts.append("quick")
+    parts.append(keras.config.backend())
+    if getattr(arguments, "mode", None) == "compiled":
+        parts.append("compiled")
+    return arguments.output / f"{'-'.join(parts)}.json"
+
+
 def write(path, text):
     """Writes a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

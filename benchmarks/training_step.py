@@ -133,9 +133,7 @@ def main():
         rows += run_shape(name, arguments)
     table = timing.markdown_table(rows)
     print(table)
-    suffix = "-compiled" if arguments.mode == "compiled" else ""
-    backend = keras.config.backend()
-    path = arguments.output / f"training_step-{backend}{suffix}.json"
+    path = timing.results_path("training_step", arguments)
     timing.write_json(path, {"versions": timing.versions(), "rows": rows})
     timing.write(path.with_suffix(".md"), table)
 
