@@ -74,6 +74,7 @@ def write_onnx(model, path, specs):
     inputs = artefact.graph.input
     for extra in [value for value in inputs if value.name not in specs]:
         inputs.remove(extra)
+    tf2onnx_operations.fold_shapes(artefact.graph)
     # tf2onnx writes operations that ONNX does not have, and only logs it.
     onnx.checker.check_model(artefact)
     onnx.save(artefact, path)

@@ -1,4 +1,4 @@
-"""Teaches tf2onnx the TensorFlow operations that it does not know."""
+"""What tf2onnx lacks: some operations, and tidiness with constants."""
 
 import functools
 
@@ -47,3 +47,31 @@ def register():
             ctx.insert_new_node_on_input(
                 node, "Cast", node.input[1], to=TensorProto.INT64
             )
+
+
+def fold_shapes(graph):
+    """Replaces the shapes of constants, for which tf2onnx keeps copies.
+
+    It asks the kernels of `ops.einsum` for them, which are then twice in the
+    file: as they are multiplied and as they came.
+
+    Args:
+        graph: an `onnx.GraphProto`, which is changed.
+    """
+    from onnx import numpy_helper
+
+    constants = {value.name: value for value in graph.initializer}
+    shapes = [
+        node
+        for node in graph.node
+        if node.op_type == "Shape"
+        and node.input[0] in constants
+        and not node.attribute
+    ]
+    for node in shapes:
+        shape = np.array(constants[node.input[0]].dims, "int64")
+        graph.initializer.append(numpy_helper.from_array(shape, node.output[0]))
+        graph.node.remove(node)
+    used = {name for node in graph.node for name in node.input}
+    for name in {node.input[0] for node in shapes} - used:
+        graph.initializer.remove(constants[name])
