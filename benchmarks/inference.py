@@ -28,6 +28,7 @@ import timing
 
 import keras_coda
 from keras_coda.analysis.flops import count_block
+from keras_coda.exporting.signature import named_model
 from keras_coda.layers import ConditionalTransformerBlock
 from keras_coda.layers import TransformerBlock
 from keras_coda.layers.conditional_transformer_block import ATTENTIONS
@@ -175,7 +176,9 @@ def make_model(dense, name, reduction_factor=None, attention="k_to_all"):
             model = keras_coda.coda_wrap(
                 dense, reduction_factor=reduction_factor, attention=attention
             )
-        return encoder_of(model) if name.startswith("t5") else model
+        if name.startswith("t5"):
+            return named_model(model, "encoder_sequence_output")
+        return model
     inputs = keras.Input((SHAPES[name].length, 1536))
     layer = dense
     if reduction_factor is not None:
@@ -183,15 +186,6 @@ def make_model(dense, name, reduction_factor=None, attention="k_to_all"):
             dense, reduction_factor=reduction_factor, attention=attention
         )
     return keras.Model(inputs, layer(inputs))
-
-
-def encoder_of(backbone):
-    inputs = {
-        name: tensor
-        for name, tensor in backbone.input.items()
-        if name.startswith("encoder")
-    }
-    return keras.Model(inputs, backbone.output["encoder_sequence_output"])
 
 
 def limit(model, length):
