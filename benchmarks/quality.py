@@ -89,18 +89,19 @@ ROWS = {
     "k_to_k_labels": calibrated(
         "CoDA k_to_k, and an epoch at r", "more epochs", attention="k_to_k"
     ),
-    "sigmoid_labels": calibrated(
-        "CoDA, sigmoid router, and an epoch at r",
-        "more epochs",
+    "distill": calibrated("CoDA k_to_all, aligned to its r = 1", "distill"),
+    "k_to_k_distill": calibrated(
+        "CoDA k_to_k, aligned to its r = 1", "distill", attention="k_to_k"
+    ),
+    "sigmoid_distill": calibrated(
+        "CoDA, sigmoid router, aligned to its r = 1",
+        "distill",
         router="sigmoid",
     ),
-    "first_k_labels": calibrated(
-        "truncation (first k), and an epoch at r",
-        "more epochs",
+    "first_k_distill": calibrated(
+        "truncation (first k), aligned to its r = 1",
+        "distill",
         router="first_k",
-    ),
-    "distill": calibrated(
-        "CoDA, and aligned to itself at r = 1", "distill", is_repeated=False
     ),
     "deploy": calibrated(
         "CoDA, deployed at other r", "every r", is_repeated=False

@@ -7,7 +7,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 
 import keras
@@ -114,11 +113,9 @@ def results_path(benchmark, arguments):
 def write(path, text):
     """Writes a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, delete=False
-    ) as file:
-        file.write(text)
-    os.replace(file.name, path)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    unfinished.write_text(text)
+    unfinished.replace(path)
 
 
 def write_json(path, content):
