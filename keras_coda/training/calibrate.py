@@ -24,8 +24,9 @@ def calibrate(coda, x, batch_size=32, ridge=1e-3, num_passes=8, seed=0):
       (reduced-rank ridge regression).
     - Each block's router becomes the linear function of a token that best
       predicts how much routing it helps. Every input is computed `num_passes`
-      times with tokens routed at random; the logarithm of the error of the
-      output is regressed on the tokens that were routed. The output is the
+      times with tokens routed at random, the same tokens by all blocks with
+      `attention="k_to_k"`; the logarithm of the error of the output is
+      regressed on the tokens that were routed. The output is the
       last encoder block's, at the prefix tokens, or at all tokens if there are
       none. The scores have a standard deviation of 0.25.
 

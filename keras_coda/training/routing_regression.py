@@ -71,6 +71,9 @@ class RoutingRegression:
 def observe_routings(backbone, x, batch_size, num_passes, rng):
     """Random routings and their errors.
 
+    With `attention="k_to_k"` all blocks route the same tokens: a token that the
+    blocks before left out would have nothing to tell the others.
+
     Returns:
         A list of tuples `(block, RoutingRegression)` of the blocks that have
         something to learn.
@@ -108,10 +111,16 @@ def observe_routings(backbone, x, batch_size, num_passes, rng):
             observed[:, : last.router.num_prefix_tokens] = True
         routed, errors = [[] for _ in blocks], []
         for _ in range(num_passes):
+            generators = [rng] * len(blocks)
+            if backbone.attention == "k_to_k":
+                seed = rng.integers(2**32)
+                generators = [np.random.default_rng(seed) for _ in blocks]
             with contextlib.ExitStack() as stack:
                 records = [
-                    stack.enter_context(_random_routing(block.router, rng))
-                    for block in blocks
+                    stack.enter_context(
+                        _random_routing(block.router, generator)
+                    )
+                    for block, generator in zip(blocks, generators)
                 ]
                 states = model(tensors, training=False)
             output = to_numpy(states[last.name][1])

@@ -176,6 +176,28 @@ def test_routing_regression_by_hand():
     assert correlation == pytest.approx(expected_correlation)
 
 
+@pytest.mark.parametrize(
+    "attention, together", [("k_to_k", True), ("k_to_all", False)]
+)
+def test_blocks_that_attend_k_to_k_route_together(
+    attention, together, monkeypatch
+):
+    observed = []
+
+    def record(self, hidden, routed, chosen, errors):
+        observed.append(routed & chosen)
+
+    monkeypatch.setattr(RoutingRegression, "add", record)
+    coda = keras_coda.coda_wrap(
+        bert_backbone(), reduction_factor=2, attention=attention
+    )
+    keras_coda.training.calibrate(coda, many(bert_inputs()), num_passes=2)
+    first, second = observed[:2]
+    # Not the same in both passes, and not everything.
+    assert not np.array_equal(first[0], first[1])
+    assert np.array_equal(first, second) == together
+
+
 def test_blocks_that_route_all_keep_their_routers():
     coda = keras_coda.coda_wrap(bert_backbone(), reduction_factor=[1, 3])
     kernels = [np.array(b.router.kernel) for b in coda.conditional_blocks]
