@@ -107,7 +107,7 @@ def main():
         "pairs", sequence_length=arguments.sequence_length, **sizes
     )
     coda = fine_tune(task, 4, arguments.epochs)
-    # Two pairs of different topics and two of the same.
+    # Pairs of different topics and of the same, by turns.
     inputs = keras.tree.map_structure(lambda values: values[:4], task.test[0])
     text = keras_coda.analysis.highlight_routing(coda, inputs, task.tokenizer)
     (GALLERY / "pairs.svg").write_text(to_svg(text))

@@ -70,7 +70,8 @@ class RoutedText:
         white, blue = np.array([255, 255, 255]), np.array([8, 48, 107])
         background = white + share * (blue - white)
         return Style(
-            color="white" if share > 0.5 else "black",
+            # By value: the "white" of a terminal is grey.
+            color="#ffffff" if share > 0.5 else "#000000",
             bgcolor=Color.from_rgb(*background),
         )
 
