@@ -120,6 +120,7 @@ def plot(curves, dense_probe, path):
     for panel, quantity in zip(panels, ("probe", "hidden error")):
         for method, points in curves.items():
             panel.plot([point[quantity] for point in points], label=method)
+        panel.set_xticks(range(len(points)))
         panel.set_xlabel("epochs without labels")
         panel.set_ylabel(quantity)
     panels[0].axhline(dense_probe, color="gray", linestyle=":", label="dense")
