@@ -436,9 +436,10 @@ def plot(records, path):
     from matplotlib.figure import Figure
 
     tasks = list(dict.fromkeys(record["task"] for record in records))
-    figure = Figure(figsize=(7 * len(tasks), 5), layout="constrained")
+    figure = Figure(figsize=(6 * len(tasks), 7), layout="constrained")
     panels = figure.subplots(1, len(tasks), squeeze=False)[0]
     names = list(dict.fromkeys(record["row"] for record in records))
+    lines = {}
     for panel, task in zip(panels, tasks):
         for index, name in enumerate(names):
             points = [
@@ -448,18 +449,23 @@ def plot(records, path):
                 and record["row"] == name
                 and record["speedup"] is not None
             ]
-            panel.plot(
+            (lines[name],) = panel.plot(
                 [point["speedup"] for point in points],
                 [point["accuracy"] for point in points],
                 marker="osD^vP*X<>"[index // 10 % 10],
                 color=f"C{index % 10}",
-                label=name if points else None,
             )
         panel.set_title(task)
         panel.set_xlabel("speed of predict, dense adapters = 1")
         panel.set_ylabel("test accuracy, %")
-        panel.legend(fontsize="xx-small")
-    figure.savefig(path, dpi=100)
+    figure.legend(
+        lines.values(),
+        lines,
+        loc="outside lower center",
+        ncols=2 * len(tasks),
+        fontsize="small",
+    )
+    figure.savefig(path, dpi=80)
 
 
 def main():
