@@ -119,7 +119,7 @@ ROWS = {
     ),
     "align": Row("CoDA, aligned, and trained at r", {}, ("align", "one stage")),
     "pretrain": Row(
-        "CoDA, masked LM, and trained at r", {}, ("pretrain", "one stage")
+        "CoDA, pretrained, and trained at r", {}, ("pretrain", "one stage")
     ),
 }
 
