@@ -1,0 +1,134 @@
+"""What a conditional block does beside the arithmetic of the frozen block.
+
+    KERAS_BACKEND=jax python benchmarks/block_parts.py
+
+Times, in turn and each compiled on its own (eagerly on PyTorch), the dense block,
+the conditional block, and what the latter adds to the former: the router with its
+soft top-k and selection, the gather of the routed rows, the adapter and its two
+matrix products alone, and the addition of all to the residual. One block in the
+shape of BERT base's. Writes block_parts-BACKEND.json and .md.
+"""
+
+import argparse
+import pathlib
+
+import keras
+import numpy as np
+import timing
+from keras import ops
+
+import keras_coda
+from keras_coda.ops import add_rows
+from keras_coda.ops import gather_rows
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--length", type=int, default=512, help="tokens; default: %(default)s")
+    add("--batch-size", type=int, default=8)
+    add("--reduction-factor", type=float, default=4)
+    add("--rounds", type=int, default=30, help="timed calls of each")
+    add("--output", type=pathlib.Path, default=timing.RESULTS)
+    add("--quick", action="store_true", help="short, one sequence, once")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.length, arguments.batch_size, arguments.rounds = 128, 1, 1
+    return arguments
+
+
+def make_parts(arguments, dim=768):
+    """Functions to time, by name."""
+    dense = keras_coda.layers.TransformerBlock(
+        12, intermediate_dim=4 * dim, gated=False
+    )
+    block = keras_coda.layers.ConditionalTransformerBlock(
+        dense, reduction_factor=arguments.reduction_factor
+    )
+    shape = (arguments.batch_size, arguments.length, dim)
+    inputs = np.random.default_rng(0).normal(size=shape).astype("float32")
+    block.build(shape)
+    adapter = block.adapter
+    _, indices = block.router(ops.convert_to_tensor(inputs))
+    indices = ops.convert_to_numpy(indices)
+    rows = np.take_along_axis(inputs, indices[..., None], axis=1)
+
+    def matmuls(inputs):
+        hidden = ops.matmul(inputs, adapter.down.kernel)
+        return ops.matmul(hidden, adapter.up.kernel)
+
+    def add_to_residual(inputs, adapted, rows, indices):
+        return add_rows(inputs + adapted, rows, indices)
+
+    return {
+        "dense block": compiled(dense, inputs),
+        "conditional block": compiled(block, inputs),
+        "router": compiled(block.router, inputs),
+        "gather": compiled(gather_rows, inputs, indices),
+        "adapter": compiled(adapter, inputs),
+        "adapter, matrix products": compiled(matmuls, inputs),
+        "add to residual": compiled(
+            add_to_residual, inputs, inputs, rows, indices
+        ),
+    }
+
+
+def compiled(function, *arrays):
+    """A function without arguments that computes and waits."""
+    backend = keras.config.backend()
+    tensors = [ops.convert_to_tensor(array) for array in arrays]
+    if backend == "jax":
+        import jax
+
+        # A function of its own: `jax.jit` hashes what it compiles.
+        jitted = jax.jit(lambda *tensors: function(*tensors))
+        return lambda: jax.block_until_ready(jitted(*tensors))
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        graph = tf.function(lambda *tensors: function(*tensors))
+        return lambda: graph(*tensors)
+
+    def call():
+        import torch
+
+        with torch.inference_mode():
+            return function(*tensors)
+
+    return call
+
+
+def main():
+    arguments = parse_arguments()
+    seconds = timing.interleave(
+        make_parts(arguments), arguments.rounds, num_warmup=3
+    )
+    adapter_rest = seconds["adapter"] - seconds["adapter, matrix products"]
+    beside = [seconds[name] for name in ("router", "gather", "add to residual")]
+    seconds["all but matrix products"] = sum(beside) + max(adapter_rest, 0)
+    rows = [
+        {
+            "part": name,
+            "milliseconds": 1000 * value,
+            "% of dense block": 100 * value / seconds["dense block"],
+        }
+        for name, value in seconds.items()
+    ]
+    table = timing.markdown_table(rows)
+    print(table)
+    path = timing.results_path("block_parts", arguments)
+    setup = {
+        "length": arguments.length,
+        "batch_size": arguments.batch_size,
+        "reduction_factor": arguments.reduction_factor,
+    }
+    content = {"versions": timing.versions(), "setup": setup, "rows": rows}
+    timing.write_json(path, content)
+    timing.write(path.with_suffix(".md"), table)
+
+
+if __name__ == "__main__":
+    main()
