@@ -1,5 +1,7 @@
 """What the speed benchmarks share: interleaved timing, records and tables."""
 
+import ctypes
+import gc
 import json
 import os
 import pathlib
@@ -68,7 +70,10 @@ def print_peak_memory(function):
 
     Resident memory, which Linux counts.
     """
-    # Forget the peak of what was before.
+    # What was freed would be used again, and not be counted. Forget the peak of
+    # what was before, too.
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     pathlib.Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     for _ in range(3):
