@@ -6,8 +6,8 @@ Times, in turn and each compiled on its own (eagerly on PyTorch), the dense
 block, the conditional block, and what the latter adds to the former: the
 router with its soft top-k and selection, the gather of the routed rows, the
 adapter and its two matrix products alone, and the addition of all to the
-residual. One block in the shape of BERT base's. Writes block_parts-
-BACKEND.json and .md.
+residual. One block in the shape of BERT base's. Writes
+block_parts-BACKEND.json and .md.
 """
 
 import argparse
