@@ -5,6 +5,7 @@ import keras
 from keras import ops
 
 from keras_coda._keras_internals import get_keras_mask
+from keras_coda.layers.attend import is_worth_absorbing
 from keras_coda.layers.validation import validate_mask_shape
 
 
@@ -30,11 +31,12 @@ class BlockMultiplyAdds(NamedTuple):
     def attention(self, k, m):
         """Projections and attention of k tokens that attend to m: a pair."""
         rows = k * self.row_projections
-        counts = [(rows + m * self.context_projections, k * m * self.pair)]
+        context, pairs = m * self.context_projections, k * m * self.pair
         if self.absorbed_pair is not None:
-            absorbed = k * m * self.absorbed_pair
-            counts.append((rows + k * self.context_projections, absorbed))
-        return min(counts, key=sum)
+            absorbed = k * self.context_projections, k * m * self.absorbed_pair
+            if is_worth_absorbing(sum(absorbed), context + pairs):
+                context, pairs = absorbed
+        return rows + context, pairs
 
 
 class DenseBlock(keras.layers.Layer):

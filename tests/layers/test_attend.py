@@ -67,6 +67,8 @@ def test_absorbs_where_it_is_cheaper():
         (((8, 32, 12, 64), (8, 512, 768)), True),
         (((8, 64, 12, 64), (8, 512, 768)), False),
         (((8, 1, 12, 64), (8, 512, 768)), True),
+        # Fewer multiply-adds, but slower.
+        (((32, 32, 12, 64), (32, 128, 768)), False),
         # Any number of tokens that attend to themselves.
         (((8, 2, 12, 64), (8, 2, 768)), False),
         (((8, None, 12, 64), (8, None, 768)), False),
