@@ -41,17 +41,23 @@ def parse_arguments():
     return arguments
 
 
-def make_parts(arguments, dim=768):
-    """Functions to time, by name."""
+def make_blocks(inputs, reduction_factor):
+    """A dense block with BERT base's heads, and the conditional one of it."""
     dense = keras_coda.layers.TransformerBlock(
-        12, intermediate_dim=4 * dim, gated=False
+        12, intermediate_dim=4 * inputs.shape[-1], gated=False
     )
     block = keras_coda.layers.ConditionalTransformerBlock(
-        dense, reduction_factor=arguments.reduction_factor
+        dense, reduction_factor=reduction_factor
     )
+    block.build(inputs.shape)
+    return dense, block
+
+
+def make_parts(arguments, dim=768):
+    """Functions to time, by name."""
     shape = (arguments.batch_size, arguments.length, dim)
     inputs = np.random.default_rng(0).normal(size=shape).astype("float32")
-    block.build(shape)
+    dense, block = make_blocks(inputs, arguments.reduction_factor)
     adapter = block.adapter
     _, indices = block.router(ops.convert_to_tensor(inputs))
     indices = ops.convert_to_numpy(indices)

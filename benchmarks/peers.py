@@ -21,6 +21,7 @@ solvers and a hard top-k; on PyTorch also `colt5_attention.coor_descent`, on JAX
 import argparse
 import pathlib
 
+import block_parts
 import inference
 import keras
 import numpy as np
@@ -124,26 +125,12 @@ def routed_blocks(arguments, dim=768):
         heavy_heads=12,
         heavy_ff_mult=4,
     ).eval()
-    block = keras_coda.layers.TransformerBlock(
-        12, intermediate_dim=4 * dim, gated=False
-    )
-    ours = keras_coda.layers.ConditionalTransformerBlock(
-        block, reduction_factor=4
-    )
     inputs = torch.randn(arguments.batch_size, arguments.length, dim)
-    ours.build(inputs.shape)
-
-    def call(function):
-        def run():
-            with torch.inference_mode():
-                return function(inputs)
-
-        return run
-
+    dense, block = block_parts.make_blocks(inputs, reduction_factor=4)
     return {
-        "colt5-attention, routed block": call(colt5),
-        "keras_coda, dense block": call(block),
-        "keras_coda, conditional block": call(ours),
+        "colt5-attention, routed block": block_parts.compiled(colt5, inputs),
+        "keras_coda, dense block": block_parts.compiled(dense, inputs),
+        "keras_coda, conditional block": block_parts.compiled(block, inputs),
     }
 
 
