@@ -18,12 +18,22 @@ __all__ = ["callbacks", "layers", "ops", "set_reduction_factor"]
 # The layers need Keras alone; the conversion of KerasHub models needs KerasHub.
 if importlib.util.find_spec("keras_hub") is not None:
     from keras_coda import analysis
+    from keras_coda import conversion
     from keras_coda import training
     from keras_coda.conversion import CodaBackbone
     from keras_coda.conversion import coda_wrap
+    from keras_coda.conversion import supported_models
     from keras_coda.exporting import export
 
-    __all__ += ["CodaBackbone", "analysis", "coda_wrap", "export", "training"]
+    __all__ += [
+        "CodaBackbone",
+        "analysis",
+        "coda_wrap",
+        "conversion",
+        "export",
+        "supported_models",
+        "training",
+    ]
 else:
 
     def __getattr__(name):
@@ -31,7 +41,9 @@ else:
             "CodaBackbone",
             "analysis",
             "coda_wrap",
+            "conversion",
             "export",
+            "supported_models",
             "training",
         ):
             raise ImportError(

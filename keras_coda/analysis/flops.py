@@ -1,3 +1,4 @@
+import math
 from typing import NamedTuple
 
 import keras
@@ -5,14 +6,16 @@ from rich.console import Console
 from rich.table import Table
 
 from keras_coda._keras_internals import sublayers
+from keras_coda.conversion.coda_backbone import CodaBackbone
 from keras_coda.conversion.coda_model import validate_converted
 from keras_coda.conversion.trained_weights import backbone_of
+from keras_coda.layers import ConditionalTransformerBlock
 from keras_coda.layers import ParallelAdapter
+from keras_coda.layers.attend import is_worth_absorbing
 from keras_coda.layers.conditional_transformer_block import ATTENTIONS
-from keras_coda.layers.dense_block import kernel_size
 from keras_coda.layers.set_reduction_factor import per_block_reduction_factors
-from keras_coda.layers.validation import validate_choice
-from keras_coda.layers.validation import validate_positive_integer
+from keras_coda.validation import validate_choice
+from keras_coda.validation import validate_positive_integer
 
 PARTS = (
     "projections",
@@ -164,30 +167,22 @@ def _count(
             block, n, reduction_factor, attention
         ).items():
             counts[part] += count
-    in_blocks = {
-        id(layer)
-        for block in backbone.conditional_blocks
-        for layer in sublayers(block, recursive=True)
-    }
-    for layer in sublayers(backbone, recursive=True):
-        if isinstance(layer, ParallelAdapter) and id(layer) not in in_blocks:
-            counts["adapter"] += decoder_length * _adapter_size(layer)
-    counts["other"] = backbone.family.other_multiply_adds(
-        backbone, n, decoder_length
-    )
+    outside = count_outside(backbone, n, decoder_length)
+    counts["adapter"] += outside["adapter"]
+    counts["other"] = outside["other"]
     return {part: batch_size * count for part, count in counts.items()}
 
 
 def count_block(block, n, reduction_factor, attention):
     """Multiply-adds of one conditional block on one sequence, by part."""
-    parts = block.block.multiply_adds()
+    kernels = block.block.kernels()
     k = block.router.routed_length(n, reduction_factor)
     m = n if attention == "k_to_all" else k
-    projections, pairs = parts.attention(k, m)
+    projections, pairs = count_attention(kernels, k, m)
     counts = {
         "projections": projections,
         "attention": pairs,
-        "feedforward": k * parts.feedforward,
+        "feedforward": k * kernel_size(*kernels.feedforward),
         "adapter": n * _adapter_size(block.adapter),
     }
     if block.shortcut is not None:
@@ -195,6 +190,90 @@ def count_block(block, n, reduction_factor, attention):
     if block.router.kernel is not None:
         counts["router"] = n * block.router.kernel.shape[0]
     return counts
+
+
+def count_attention(kernels, k, m):
+    """Multiply-adds of k tokens that attend to m: projections and pairs."""
+    rows = k * kernel_size(*kernels.rows)
+    context = kernel_size(*kernels.context)
+    # Score and weighted sum.
+    pair = 2 * kernels.num_heads * kernels.head_dim
+    projected = m * context, k * m * pair
+    if kernels.absorbs:
+        hidden_dim = kernels.context[0].kernel.shape[0]
+        absorbed = k * context, k * m * 2 * kernels.num_heads * hidden_dim
+        if is_worth_absorbing(sum(absorbed), sum(projected)):
+            projected = absorbed
+    return rows + projected[0], projected[1]
+
+
+def count_outside(backbone, n, decoder_length):
+    """Multiply-adds of a sequence outside the encoder blocks, by part.
+
+    Of dense layers, convolutions and decoder blocks; each of the latter as one
+    self-attention, one cross-attention and one feedforward network.
+    """
+    counts = {"adapter": 0, "other": 0}
+    for layer in backbone.layers:
+        if isinstance(layer, ConditionalTransformerBlock):
+            continue
+        if isinstance(layer, CodaBackbone):
+            for part, count in count_outside(layer, n, decoder_length).items():
+                counts[part] += count
+            continue
+        inside = [layer, *sublayers(layer, recursive=True)]
+        adapters = [x for x in inside if isinstance(x, ParallelAdapter)]
+        if adapters:
+            counts["adapter"] += decoder_length * sum(
+                map(_adapter_size, adapters)
+            )
+            counts["other"] += _count_decoder(layer, decoder_length, n)
+        elif hasattr(layer, "kernel"):
+            counts["other"] += kernel_size(layer) * _num_positions(layer, n)
+        else:
+            # The patches of an image, but for the class token.
+            patches = [x for x in inside if isinstance(x, keras.layers.Conv2D)]
+            num_patches = n - (backbone.num_prefix_tokens or 0)
+            counts["other"] += num_patches * kernel_size(*patches)
+    return counts
+
+
+def _num_positions(layer, n):
+    """How many tokens, or pixels, a layer of the graph is applied to."""
+    dims = layer.output.shape[1:-1]
+    return math.prod(n if dim is None else dim for dim in dims)
+
+
+def _count_decoder(layer, length, encoder_length):
+    """Multiply-adds of a decoder layer, without its adapters."""
+    total = 0
+    for part, cross in _with_cross(layer):
+        if isinstance(part, ParallelAdapter) or not hasattr(part, "kernel"):
+            continue
+        reads_encoder = cross and part.name.startswith(("key", "value"))
+        tokens = encoder_length if reads_encoder else length
+        total += tokens * kernel_size(part)
+        if part.name.startswith("query"):
+            # Its outputs are as wide as all heads together.
+            keys = encoder_length if cross else length
+            width = kernel_size(part) // part.kernel.shape[0]
+            total += 2 * length * keys * width
+    return total
+
+
+def _with_cross(layer, cross=False):
+    """All that is inside a layer, with whether it is in cross-attention."""
+    for part in sublayers(layer):
+        if isinstance(part, ParallelAdapter):
+            continue
+        inside = cross or "cross" in part.name
+        yield part, inside
+        yield from _with_cross(part, inside)
+
+
+def kernel_size(*layers):
+    """The number of entries in the kernels of built dense layers."""
+    return sum(math.prod(layer.kernel.shape) for layer in layers)
 
 
 def _adapter_size(adapter):

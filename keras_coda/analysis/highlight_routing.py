@@ -9,7 +9,6 @@ from rich.style import Style
 from rich.text import Text
 
 from keras_coda.analysis.routing import routing
-from keras_coda.conversion.trained_weights import backbone_of
 
 
 class RoutedText:
@@ -113,7 +112,6 @@ def highlight_routing(model, inputs, tokenizer):
     >>> text.tokens
     [['[CLS]', 'rout', '##ing', '[SEP]']]
     """
-    family = backbone_of(model).family
     prefix = "encoder_" if "encoder_token_ids" in inputs else ""
     if f"{prefix}token_ids" not in inputs:
         raise TypeError(
@@ -123,15 +121,15 @@ def highlight_routing(model, inputs, tokenizer):
         )
     routed = routing(model, inputs)
     token_ids = keras.ops.convert_to_numpy(inputs[f"{prefix}token_ids"])
-    is_real = keras.ops.convert_to_numpy(family.padding_mask(inputs))
-    is_real = is_real.astype(bool)
     counts = routed.num_blocks_routed()
     return RoutedText(
         tokens=[
             [tokenizer.id_to_token(int(token_id)) for token_id in row[real]]
-            for row, real in zip(token_ids, is_real)
+            for row, real in zip(token_ids, routed.is_real)
         ],
-        counts=[row[real].tolist() for row, real in zip(counts, is_real)],
+        counts=[
+            row[real].tolist() for row, real in zip(counts, routed.is_real)
+        ],
         num_blocks=len(routed.names),
     )
 

@@ -1,10 +1,10 @@
-import contextlib
 from typing import NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_coda.layers.routing_scope import RoutingScope
 from keras_coda.layers.set_reduction_factor import conditional_blocks
 
 
@@ -17,13 +17,17 @@ class Routing(NamedTuple):
             block. Routed padding has weight 0.
         indices: list with an int32 array of shape `(batch_size, k)` for each
             block, the positions of the routed tokens.
-        length: int. The sequence length n.
+        length: int. The sequence length n, the longest if the blocks of a
+            model with two towers have different ones.
+        is_real: bool array of shape `(batch_size, n)`, false at padding, of
+            the first block.
     """
 
     names: list
     weights: list
     indices: list
     length: int
+    is_real: np.ndarray = None
 
     def weights_by_position(self):
         """The weight of every token in every block, 0 where not routed.
@@ -78,46 +82,38 @@ def routing(model, inputs):
     5 [(3, 3), (3, 3)]
     """
     blocks = conditional_blocks(model)
-    with contextlib.ExitStack() as stack:
-        records = [
-            stack.enter_context(_recorded(block.router)) for block in blocks
-        ]
+    with RoutingScope() as scope:
         # Called and not `predict`, which would be compiled.
         tensors = keras.tree.map_structure(ops.convert_to_tensor, inputs)
         model(tensors, training=False)
+    records = [scope.record(block) for block in blocks]
+    weights, indices = zip(*map(_to_arrays, records))
     return Routing(
         names=[block.name for block in blocks],
-        weights=[record["weights"] for record in records],
-        indices=[record["indices"] for record in records],
-        length=records[0]["length"],
+        weights=list(weights),
+        indices=list(indices),
+        length=max(int(record.inputs.shape[1]) for record in records),
+        is_real=_is_real(records[0]),
     )
 
 
-@contextlib.contextmanager
-def _recorded(router):
-    """Keeps what a router returns while the context is entered."""
-    record = {}
-    call = router.call
+def _to_arrays(record):
+    """The weights and positions that a `BlockRecord` routed."""
+    weights, rows = record.routing
+    weights = _to_array(weights)
+    if not rows.are_all:
+        return weights, _to_array(rows.indices)
+    batch_size, length = weights.shape
+    positions = np.arange(length, dtype="int32")
+    # A model in which all are routed weighs padding as it does real tokens.
+    return weights * _is_real(record), np.tile(positions, (batch_size, 1))
 
-    def recording_call(inputs, mask=None):
-        weights, indices = call(inputs, mask=mask)
-        record["length"] = int(inputs.shape[1])
-        record["weights"] = ops.convert_to_numpy(ops.stop_gradient(weights))
-        if indices is None:
-            batch_size, length = record["weights"].shape
-            positions = np.arange(length, dtype="int32")
-            record["indices"] = np.tile(positions, (batch_size, 1))
-            if mask is not None:
-                # A model in which all are routed weighs padding as it does.
-                record["weights"] = record["weights"] * ops.convert_to_numpy(
-                    ops.cast(mask, "float32")
-                )
-        else:
-            record["indices"] = ops.convert_to_numpy(indices)
-        return weights, indices
 
-    router.call = recording_call
-    try:
-        yield record
-    finally:
-        del router.call
+def _is_real(record):
+    if record.padding_mask is None:
+        return np.ones(record.inputs.shape[:2], bool)
+    return _to_array(record.padding_mask).astype(bool)
+
+
+def _to_array(tensor):
+    return ops.convert_to_numpy(ops.stop_gradient(tensor))

@@ -1,8 +1,8 @@
 import random
 
 from keras_coda.callbacks.reduction_callback import ReductionCallback
-from keras_coda.layers.validation import validate_positive_integer
-from keras_coda.layers.validation import validate_reduction_factor
+from keras_coda.validation import validate_positive_integer
+from keras_coda.validation import validate_reduction_factor
 
 
 class ElasticReduction(ReductionCallback):

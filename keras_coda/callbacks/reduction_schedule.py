@@ -1,5 +1,5 @@
 from keras_coda.callbacks.reduction_callback import ReductionCallback
-from keras_coda.layers.validation import validate_positive_integer
+from keras_coda.validation import validate_positive_integer
 
 
 class ReductionSchedule(ReductionCallback):

@@ -2,5 +2,22 @@
 
 from keras_coda.conversion.coda_backbone import CodaBackbone
 from keras_coda.conversion.coda_wrap import coda_wrap
+from keras_coda.conversion.encoder_block import TRANSFORMER_ENCODER
+from keras_coda.conversion.encoder_block import EncoderBlock
+from keras_coda.conversion.encoder_block import Parts
+from keras_coda.conversion.family import Family
+from keras_coda.conversion.registration import register_family
+from keras_coda.conversion.registration import register_task
+from keras_coda.conversion.supported_models import supported_models
 
-__all__ = ["CodaBackbone", "coda_wrap"]
+__all__ = [
+    "TRANSFORMER_ENCODER",
+    "CodaBackbone",
+    "EncoderBlock",
+    "Family",
+    "Parts",
+    "coda_wrap",
+    "register_family",
+    "register_task",
+    "supported_models",
+]

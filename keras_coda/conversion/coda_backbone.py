@@ -1,19 +1,26 @@
+import dataclasses
 import json
+import warnings
 import weakref
 
 import keras
 import keras_hub
 
-from keras_coda._keras_internals import forget_compiled_functions
 from keras_coda._keras_internals import sublayers
 from keras_coda.conversion.coda_model import CodaModel
-from keras_coda.layers import ConditionalTransformerBlock
+from keras_coda.conversion.coda_model import router_fingerprints
+from keras_coda.conversion.graph import convert_graph
+from keras_coda.conversion.norms import is_norm
+from keras_coda.conversion.settings import Settings
+from keras_coda.layers.block_settings import documents_settings
+from keras_coda.layers.block_settings import takes_settings
 from keras_coda.layers.partly_frozen import PartlyFrozen
-from keras_coda.layers.set_reduction_factor import per_block_reduction_factors
-from keras_coda.layers.set_reduction_factor import set_reduction_factor
-from keras_coda.layers.validation import validate_positive_integer
+from keras_coda.layers.set_reduction_factor import conditional_blocks
+from keras_coda.layers.set_reduction_factor import forget_compiled
+from keras_coda.validation import validate_positive_integer
 
 
+@documents_settings(Settings)
 class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
     """A KerasHub backbone whose blocks compute only the tokens they need.
 
@@ -28,17 +35,7 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
 
     Args:
         backbone: a KerasHub backbone of the family, or its serialised config.
-        reduction_factor: a number >= 1, or a list with one per encoder block.
-            Defaults to `4`.
-        num_prefix_tokens: int, or `"auto"` for what the family's heads pool.
-            Defaults to `"auto"`.
-        adapter_dim: int. Width of the adapters. Defaults to `64`.
-        adapter_activation: a Keras activation. Defaults to `"relu"`.
-        adapter_scale: float. Factor on the adapters' outputs. Defaults to
-            `1.0`.
-        shortcut_dim, attention, router, epsilon: see
-            `keras_coda.layers.ConditionalTransformerBlock`.
-        lora_rank: optional int >= 1, see `keras_coda.coda_wrap`.
+        {settings}
         trainable: bool. Whether what is not frozen is trainable. Defaults to
             `True`.
         **kwargs: `name`.
@@ -61,84 +58,40 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
     (1, 5, 8)
     """
 
+    # Set by `register_family`.
     family = None
+    dense_cls = None
 
-    def __init__(
-        self,
-        backbone,
-        reduction_factor=4,
-        num_prefix_tokens="auto",
-        adapter_dim=64,
-        adapter_activation="relu",
-        adapter_scale=1.0,
-        shortcut_dim=None,
-        attention="k_to_all",
-        router="exact",
-        epsilon=0.03,
-        lora_rank=None,
-        trainable=True,
-        **kwargs,
-    ):
-        if isinstance(backbone, dict):
+    @takes_settings(Settings)
+    def __init__(self, backbone, settings, trainable=True, **kwargs):
+        is_new = not isinstance(backbone, dict)
+        if not is_new:
             backbone = keras.saving.deserialize_keras_object(backbone)
-        elif lora_rank is not None:
+        elif settings.lora_rank is not None:
             # LoRA changes the projections, which would else be shared.
             backbone = _copy_model(backbone)
         family = self.family
-        if lora_rank is not None:
-            validate_positive_integer("lora_rank", lora_rank)
+        if settings.lora_rank is not None:
+            validate_positive_integer("lora_rank", settings.lora_rank)
             for layer in sublayers(backbone, recursive=True):
                 if layer.name in family.lora_layer_names:
-                    layer.enable_lora(lora_rank)
-        if num_prefix_tokens == "auto":
-            num_prefix_tokens = family.num_prefix_tokens(backbone)
-        adapter_settings = {
-            "adapter_dim": adapter_dim,
-            "activation": adapter_activation,
-            "scale": adapter_scale,
-        }
-        block_settings = {
-            "adapter_dim": adapter_dim,
-            "adapter_activation": adapter_activation,
-            "adapter_scale": adapter_scale,
-            "shortcut_dim": shortcut_dim,
-            "attention": attention,
-            "router": router,
-            "epsilon": epsilon,
-            "num_prefix_tokens": num_prefix_tokens,
-        }
+                    layer.enable_lora(settings.lora_rank)
+        if settings.num_prefix_tokens == "auto" and family.pins_a_prefix:
+            settings = dataclasses.replace(
+                settings, num_prefix_tokens=family.count_prefix_tokens(backbone)
+            )
 
         # === Layers ===
-        encoder_blocks = family.encoder_blocks(backbone)
-        reduction_factors = per_block_reduction_factors(
-            reduction_factor, len(encoder_blocks)
-        )
-        replacements = {}
-        for layer, value in zip(encoder_blocks, reduction_factors):
-            replacements[id(layer)] = _replacement(
-                layer,
-                family.conditional_block,
-                reduction_factor=value,
-                **block_settings,
-            )
-        for layer in family.decoder_blocks(backbone):
-            replacements[id(layer)] = _replacement(
-                layer, family.decoder_block, **adapter_settings
-            )
+        graph = convert_graph(backbone, family, settings)
+        for name, value in graph.layers.items():
+            setattr(self, name, value)
 
         # === Functional Model ===
-        clone = _clone_graph(backbone, family, replacements)
-        config_values = {}
-        for name, value in _public_attributes(backbone, clone).items():
-            if _holds_layers(value):
-                setattr(self, name, _replace(value, replacements))
-            else:
-                config_values[name] = value
-        if backbone.token_embedding is not None:
-            self.token_embedding = backbone.token_embedding
-        super().__init__(
-            inputs=clone.input,
-            outputs=clone.output,
+        # Not the dense class's `__init__`, which would make a dense model.
+        keras_hub.models.Backbone.__init__(
+            self,
+            inputs=graph.inputs,
+            outputs=graph.outputs,
             dtype=backbone.dtype_policy,
             **kwargs,
         )
@@ -148,55 +101,74 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
             self.trainable = False
 
         # === Config ===
-        for name, value in config_values.items():
+        for name, value in graph.values.items():
             setattr(self, name, value)
-        self.num_prefix_tokens = num_prefix_tokens
-        self.adapter_dim = adapter_dim
-        self.adapter_activation = keras.activations.get(adapter_activation)
-        self.adapter_scale = adapter_scale
-        self.shortcut_dim = shortcut_dim
-        self.attention = attention
-        self.router = router
-        self.epsilon = epsilon
-        self.lora_rank = lora_rank
+        self.settings = settings
         # As text, because Keras tracks what is inside a dict attribute.
         self._dense_config = json.dumps(_serialize_uncompiled(backbone))
-        self._tasks = weakref.WeakSet()
+        self._followers = weakref.WeakSet()
+        # What a file holds may have been calibrated or trained.
+        self._new_routers = router_fingerprints(self) if is_new else None
 
     @property
     def conditional_blocks(self):
         """The `ConditionalTransformerBlock` layers, in order."""
-        return [
-            layer
+        return conditional_blocks(self)
+
+    @property
+    def named_blocks(self):
+        """The conditional blocks by name, in order.
+
+        Names of blocks in nested backbones begin with the backbone's name.
+        """
+        nested = {
+            id(block): f"{layer.name}/{name}"
             for layer in self.layers
-            if isinstance(layer, ConditionalTransformerBlock)
-        ]
+            if isinstance(layer, CodaBackbone)
+            for name, block in layer.named_blocks.items()
+        }
+        return {
+            nested.get(id(block), block.name): block
+            for block in self.conditional_blocks
+        }
 
     def trained_layers(self):
         trained = []
         for layer in self.layers:
             if isinstance(layer, PartlyFrozen):
                 trained += layer.trained_layers()
-            elif self.family.is_norm(layer):
+            elif is_norm(layer):
                 trained.append(layer)
         return trained
 
-    @property
-    def reduction_factor(self):
-        """Ratio of tokens to routed tokens: a number, or one per block.
+    def follow(self, task):
+        """Lets a task made from this backbone notice when it changes."""
+        self._followers.add(task)
 
-        Setting it takes effect from the next step of `fit` or `predict` on, of
-        the backbone and of the KerasHub tasks made from it. For another model
-        around the backbone use `keras_coda.set_reduction_factor`.
-        """
-        values = [block.reduction_factor for block in self.conditional_blocks]
-        return values[0] if len(set(values)) == 1 else values
+    def forget_compiled(self):
+        """Makes the backbone, and tasks made from it, trace anew."""
+        for model in [self, *self._followers]:
+            forget_compiled(model)
 
-    @reduction_factor.setter
-    def reduction_factor(self, value):
-        set_reduction_factor(self, value)
-        for task in self._tasks:
-            forget_compiled_functions(task)
+    def warn_of_new_routers(self):
+        """Warns, once, if routing is on and no router was ever fitted."""
+        if self._new_routers is None or not self._new_routers:
+            return
+        if all(
+            block.reduction_factor == 1 for block in self.conditional_blocks
+        ):
+            return
+        if router_fingerprints(self) == self._new_routers:
+            warnings.warn(
+                "The routers of this model are as they were made: at "
+                f"`reduction_factor={self.reduction_factor}` it computes "
+                "tokens picked at random, and its outputs are poor. Call "
+                "`keras_coda.training.calibrate` on some inputs, train the "
+                "model, or `load_adapter`. With `reduction_factor = 1` it is "
+                "the dense model.",
+                stacklevel=3,
+            )
+        self._new_routers = None
 
     def enable_lora(self, rank, target_layer_names=None):
         """Not available: LoRA is part of the conversion."""
@@ -207,24 +179,18 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
         )
 
     def get_config(self):
-        config = super().get_config()
+        # Not the dense class's, which describes a dense model.
+        config = keras_hub.models.Backbone.get_config(self)
         # The dense backbone's config has it.
         config.pop("dtype")
+        activation = keras.activations.get(self.adapter_activation)
         config.update(
             {
                 "backbone": json.loads(self._dense_config),
+                **dataclasses.asdict(self.settings),
                 "reduction_factor": self.reduction_factor,
-                "num_prefix_tokens": self.num_prefix_tokens,
-                "adapter_dim": self.adapter_dim,
-                "adapter_activation": keras.activations.serialize(
-                    self.adapter_activation
-                ),
-                "adapter_scale": self.adapter_scale,
-                "shortcut_dim": self.shortcut_dim,
                 "attention": self.attention,
-                "router": self.router,
-                "epsilon": self.epsilon,
-                "lora_rank": self.lora_rank,
+                "adapter_activation": keras.activations.serialize(activation),
             }
         )
         return config
@@ -235,12 +201,23 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
         # `from_preset(..., dtype=...)` arrives here.
         dtype = config.pop("dtype", None)
         if dtype is not None:
-            backbone = config["backbone"]
-            config["backbone"] = {
-                **backbone,
-                "config": {**backbone["config"], "dtype": dtype},
-            }
+            config["backbone"] = _with_dtype(config["backbone"], dtype)
         return cls(**config)
+
+
+def _with_dtype(serialized, dtype):
+    """A serialised backbone, and those inside it, in another dtype."""
+    config = {
+        key: _with_dtype(value, dtype) if _is_serialized(value) else value
+        for key, value in serialized["config"].items()
+    }
+    return {**serialized, "config": {**config, "dtype": dtype}}
+
+
+def _is_serialized(value):
+    """Whether a config's value is that of a model with a dtype."""
+    config = value.get("config") if isinstance(value, dict) else None
+    return isinstance(config, dict) and "dtype" in config
 
 
 def _copy_model(model):
@@ -254,57 +231,3 @@ def _serialize_uncompiled(model):
     serialized = keras.saving.serialize_keras_object(model)
     keys = ("module", "class_name", "config", "registered_name")
     return {key: serialized[key] for key in keys}
-
-
-def _replacement(layer, make, **settings):
-    """Makes what replaces `layer`, under its name and in its dtype."""
-    # The scope gives the weights that are made now the paths that those made
-    # in `build` have.
-    with keras.name_scope(layer.name):
-        return make(
-            layer, name=layer.name, dtype=layer.dtype_policy, **settings
-        )
-
-
-def _clone_graph(backbone, family, replacements):
-    """The backbone's graph, with its blocks and norms replaced.
-
-    `replacements` maps the ids of layers to what replaces them; the copies of
-    the layer normalisations that stand in the graph itself are added to it.
-    """
-
-    def call_replacement(layer, *args, **kwargs):
-        for part in family.expand(layer):
-            if id(part) not in replacements and family.is_norm(part):
-                replacements[id(part)] = family.copy_norm(part, part.name)
-            outputs = replacements.get(id(part), part)(*args, **kwargs)
-            args = (outputs, *args[1:])
-        return outputs
-
-    return keras.models.clone_model(
-        backbone,
-        clone_function=lambda layer: layer,
-        call_function=call_replacement,
-    )
-
-
-def _public_attributes(backbone, plain_model):
-    """What the backbone's class adds to a plain functional model."""
-    known = vars(plain_model)
-    return {
-        name: value
-        for name, value in vars(backbone).items()
-        if not name.startswith("_") and name not in known
-    }
-
-
-def _holds_layers(value):
-    if isinstance(value, (list, tuple)):
-        return len(value) > 0 and all(map(_holds_layers, value))
-    return isinstance(value, keras.layers.Layer)
-
-
-def _replace(value, replacements):
-    if isinstance(value, (list, tuple)):
-        return [_replace(item, replacements) for item in value]
-    return replacements.get(id(value), value)

@@ -7,9 +7,15 @@ import keras
 import numpy as np
 
 from keras_coda.conversion import adapter_file
+from keras_coda.conversion.settings import Settings
 from keras_coda.conversion.trainable_summary import trainable_summary
+from keras_coda.conversion.trained_weights import backbone_of
+from keras_coda.layers.block_settings import field_names
+from keras_coda.layers.conditional_transformer_block import ATTENTIONS
 from keras_coda.layers.partly_frozen import lora_layers
 from keras_coda.layers.partly_frozen import lora_weights
+from keras_coda.layers.set_reduction_factor import set_reduction_factor
+from keras_coda.validation import validate_choice
 
 
 class CodaModel:
@@ -28,6 +34,42 @@ class CodaModel:
             # Keras does not call `on_train_end` when training is interrupted.
             if self._reduction_callback is not None:
                 self._reduction_callback.restore()
+
+    def predict(self, *args, **kwargs):
+        """Computes outputs; see `keras.Model.predict`."""
+        backbone_of(self).warn_of_new_routers()
+        return super().predict(*args, **kwargs)
+
+    @property
+    def reduction_factor(self):
+        """Ratio of tokens to routed tokens: a number, or one per block.
+
+        Setting it takes effect from the next step of `fit` or `predict` on, of
+        the backbone and of the KerasHub tasks made from it. For another model
+        around the backbone use `keras_coda.set_reduction_factor`.
+        """
+        blocks = backbone_of(self).conditional_blocks
+        values = [block.reduction_factor for block in blocks]
+        return values[0] if len(set(values)) == 1 else values
+
+    @reduction_factor.setter
+    def reduction_factor(self, value):
+        backbone = backbone_of(self)
+        set_reduction_factor(backbone, value)
+        backbone.forget_compiled()
+
+    @property
+    def attention(self):
+        """`"k_to_all"` or `"k_to_k"`; setting it takes effect likewise."""
+        return backbone_of(self).conditional_blocks[0].attention
+
+    @attention.setter
+    def attention(self, value):
+        backbone = backbone_of(self)
+        validate_choice("attention", value, ATTENTIONS)
+        for block in backbone.conditional_blocks:
+            block.attention = value
+        backbone.forget_compiled()
 
     def trainable_summary(self, print_fn=None):
         """Prints how many parameters are trained, part by part.
@@ -104,6 +146,36 @@ class CodaModel:
             FileNotFoundError: if there is no such file.
         """
         adapter_file.load_adapter(self, path)
+
+
+def _fixed_setting(name):
+    """A property of a setting that a model is converted with."""
+
+    def get(self):
+        return getattr(backbone_of(self).settings, name)
+
+    def refuse(self, value):
+        raise AttributeError(
+            f"`{name}` is settled when a model is converted: convert the dense "
+            f"model again, `keras_coda.coda_wrap(model, {name}=...)`. "
+            f"Received: {name}={value!r}"
+        )
+
+    return property(get, refuse, doc="See `keras_coda.coda_wrap`.")
+
+
+for _name in field_names(Settings):
+    if not hasattr(CodaModel, _name):
+        setattr(CodaModel, _name, _fixed_setting(_name))
+
+
+def router_fingerprints(backbone):
+    """A number for each router's weights, to see whether they changed."""
+    return tuple(
+        float(keras.ops.sum(keras.ops.abs(block.router.kernel)))
+        for block in backbone.conditional_blocks
+        if block.router.kernel is not None
+    )
 
 
 def validate_converted(name, model):

@@ -1,27 +1,17 @@
 from keras_coda.conversion.coda_model import CodaModel
+from keras_coda.conversion.coda_model import validate_converted
 
 
 class CodaTask(CodaModel):
     """Mixin that makes a KerasHub task one with a converted backbone.
 
-    A family declares `class CodaXTask(CodaTask, keras_hub.models.XTask)` with
-    `backbone_cls` set to its `CodaBackbone`; KerasHub's `from_preset` finds the
-    class by that attribute.
+    `register_task` makes `class CodaXTask(CodaTask, XTask)` with `backbone_cls`
+    set to the family's `CodaBackbone`; KerasHub's `from_preset` finds the class
+    by that attribute.
     """
 
     def __init__(self, backbone, *args, **kwargs):
+        validate_converted("backbone", backbone)
         super().__init__(backbone, *args, **kwargs)
-        # So that a change of `backbone.reduction_factor` reaches the task.
-        backbone._tasks.add(self)
-
-    @property
-    def reduction_factor(self):
-        """Ratio of tokens to routed tokens: a number, or one per block.
-
-        Setting it takes effect from the next step of `fit` or `predict` on.
-        """
-        return self.backbone.reduction_factor
-
-    @reduction_factor.setter
-    def reduction_factor(self, value):
-        self.backbone.reduction_factor = value
+        # So that a change of the backbone reaches the task.
+        backbone.follow(self)

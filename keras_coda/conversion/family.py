@@ -1,113 +1,113 @@
-"""The contract of a model family, and how families are found.
+"""What a model family has to say: data, in one module each in `families`.
 
-A family is one module in `keras_coda/conversion/families`. It holds a subclass
-of `CodaBackbone` with a `family`, and one of `CodaTask` for each KerasHub task
-of the family. `docs/adding_a_family.md` walks through one.
+`docs/adding_a_family.md` walks through one.
 """
 
+import dataclasses
 import importlib
 import pkgutil
+from collections.abc import Callable
 
-import keras
-
+from keras_coda.conversion.adapted_layer import AdaptedLayer
+from keras_coda.conversion.encoder_block import EncoderBlock
+from keras_coda.conversion.encoder_block import Parts
 from keras_coda.layers import ConditionalTransformerBlock
 
 
+@dataclasses.dataclass(frozen=True)
 class Family:
     """What `coda_wrap` has to know about a KerasHub backbone class.
 
-    Attributes:
-        backbone_cls: the KerasHub backbone class.
-        block_cls: the `DenseBlock` made from an encoder block; it takes
-            `layer, copy_norm, **kwargs`.
-        conditional_block_cls: the `ConditionalTransformerBlock` around it.
-        lora_layer_names: the names of the projections that LoRA changes, in
-            every attention layer.
+    Args:
+        backbone: the backbone class, or the name of a class of
+            `keras_hub.models`, which an older KerasHub may lack.
+        parts: `Parts` of the encoder layers. Not needed by a family of which
+            only nested backbones are routed, nor by a `block_cls` that takes
+            none.
+        blocks: function of the backbone that lists the encoder layers to
+            route, one for each call; or the name of the attribute that does;
+            or `None` if only nested backbones are routed. Defaults to
+            `"transformer_layers"`.
+        block_cls: the `DenseBlock` made from an encoder layer; it takes
+            `layer, parts, **kwargs`. Defaults to `EncoderBlock`.
+        layer_cls: the `ConditionalTransformerBlock` that replaces an encoder
+            layer; a subclass where the layer is called with other arguments,
+            or returns more. Defaults to `ConditionalTransformerBlock`.
+        decoder_blocks: like `blocks`, the decoder layers that get dense
+            adapters. Defaults to none.
+        decoder_cls: what replaces a decoder layer; it takes `layer,
+            hidden_dim, adapter_settings, **kwargs`. Defaults to
+            `AdaptedLayer`.
+        run: dict from the class name of a layer that runs encoder layers
+            inside to a function that runs it: it takes `layer, call` and the
+            layer's arguments, and calls `call(part, ...)` in the place of each
+            part. Defaults to none.
+        num_prefix_tokens: how many leading tokens the family's heads pool, an
+            int or a function of the backbone. Defaults to `0`.
+        pinned: function from the dict of the backbone's inputs to a bool
+            tensor of shape `(batch_size, n)`, the tokens that are always
+            routed, where that is not a prefix. Defaults to none.
+        pooled: what is pinned, in words. Defaults to `"nothing"`.
+        routed: what is routed, in words. Defaults to `"encoder"`.
+        lora_layer_names: the names of the projections that LoRA changes.
+            Defaults to `("query", "value")`.
+
+    Example:
+
+    >>> family = keras_coda.conversion.Family(
+    ...     backbone="ElectraBackbone",
+    ...     parts=keras_coda.conversion.TRANSFORMER_ENCODER,
+    ...     num_prefix_tokens=1,
+    ...     pooled="[CLS]",
+    ... )
+    >>> family.blocks
+    'transformer_layers'
     """
 
-    backbone_cls = None
-    block_cls = None
-    conditional_block_cls = ConditionalTransformerBlock
-    lora_layer_names = ("query", "value")
+    backbone: type | str
+    parts: Parts | None = None
+    blocks: Callable | str | None = "transformer_layers"
+    block_cls: type = EncoderBlock
+    layer_cls: type = ConditionalTransformerBlock
+    decoder_blocks: Callable | str | None = None
+    decoder_cls: type = AdaptedLayer
+    run: dict = dataclasses.field(default_factory=dict)
+    num_prefix_tokens: Callable | int = 0
+    pinned: Callable | None = None
+    pooled: str = "nothing"
+    routed: str = "encoder"
+    lora_layer_names: tuple = ("query", "value")
 
-    def padding_mask(self, inputs):
-        """The encoder's padding mask among the backbone's inputs, if any."""
-        return inputs["padding_mask"]
+    def list_blocks(self, backbone):
+        """The encoder layers of a backbone, one for each call."""
+        return _listed(self.blocks, backbone)
 
-    def is_norm(self, layer):
-        """Whether `layer` is a layer normalisation."""
-        return isinstance(
-            layer,
-            (keras.layers.LayerNormalization, keras.layers.RMSNormalization),
-        )
+    def list_decoder_blocks(self, backbone):
+        """The decoder layers of a backbone."""
+        return _listed(self.decoder_blocks, backbone)
 
-    def num_prefix_tokens(self, backbone):
-        """How many leading tokens the family's heads pool."""
-        return 0
+    @property
+    def pins_a_prefix(self):
+        """Whether what is pinned is known before the inputs are."""
+        return self.pinned is None and bool(self.blocks)
 
-    def encoder_blocks(self, backbone):
-        """The layers to route, in order."""
-        raise NotImplementedError
+    def count_prefix_tokens(self, backbone):
+        """How many leading tokens of a backbone are always routed."""
+        if callable(self.num_prefix_tokens):
+            return self.num_prefix_tokens(backbone)
+        return self.num_prefix_tokens
 
-    def conditional_block(self, layer, dtype, **settings):
-        """What replaces an encoder block.
 
-        It shares the frozen weights of `layer` and copies its layer
-        normalisations. `settings` are the arguments of
-        `ConditionalTransformerBlock` after `block`.
-        """
-        block = self.block_cls(layer, self.copy_norm, dtype=dtype, name="block")
-        return self.conditional_block_cls(block, dtype=dtype, **settings)
-
-    def copy_norm(self, norm, name):
-        """A copy, with its weights, of a built layer normalisation.
-
-        Layer normalisations train; were they shared, training would change the
-        model that was converted.
-        """
-        copy = type(norm).from_config({**norm.get_config(), "name": name})
-        copy.build((None, *norm.weights[0].shape))
-        copy.set_weights(norm.get_weights())
-        return copy
-
-    def other_multiply_adds(
-        self, backbone, sequence_length, decoder_sequence_length
-    ):
-        """Multiply-adds of a sequence outside the encoder blocks.
-
-        Without the decoder's adapters. `backbone` is a converted one.
-        """
-        return 0
-
-    def decoder_blocks(self, backbone):
-        """The layers that get dense adapters and no routing, in order."""
+def _listed(blocks, backbone):
+    if not blocks:
         return []
-
-    def decoder_block(self, layer, **adapter_settings):
-        """The layer that replaces a decoder block.
-
-        `adapter_settings` are the arguments of `ParallelAdapter`.
-        """
-        raise NotImplementedError
-
-    def expand(self, layer):
-        """The layers that a layer of the backbone's graph runs in sequence.
-
-        A layer that holds the blocks inside lists its parts here.
-        """
-        return [layer]
+    if isinstance(blocks, str):
+        return list(getattr(backbone, blocks))
+    return list(blocks(backbone))
 
 
 def import_families():
-    """Imports every module in `families`, which registers its classes."""
+    """Imports every module in `families`; each registers what it holds."""
     package = importlib.import_module("keras_coda.conversion.families")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
-
-
-def all_subclasses(cls):
-    """The subclasses of `cls` at any depth."""
-    found = []
-    for subclass in cls.__subclasses__():
-        found += [subclass, *all_subclasses(subclass)]
-    return found

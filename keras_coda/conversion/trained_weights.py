@@ -17,17 +17,28 @@ def trained_weights(model):
     The paths of a task's head start with `head/`.
     """
     backbone = backbone_of(model)
-    weights = {
-        weight.path: weight
-        for layer in backbone.trained_layers()
-        for weight in layer.weights
-    }
-    for layer in lora_layers(backbone):
-        weights.update({w.path: w for w in lora_weights(layer)})
+    weights = _trained_in_backbone(backbone)
     if model is not backbone:
         for weight in head_variables(model):
             weights[f"head/{weight.path}"] = weight
     return weights
+
+
+def _trained_in_backbone(backbone):
+    """By path; those of nested backbones after the backbone's name."""
+    weights, nested_ids = {}, set()
+    for layer in backbone.layers:
+        if hasattr(layer, "trained_layers") and hasattr(layer, "family"):
+            inside = _trained_in_backbone(layer)
+            nested_ids |= {id(weight) for weight in inside.values()}
+            weights |= {
+                f"{layer.name}/{path}": weight
+                for path, weight in inside.items()
+            }
+    trained = [w for x in backbone.trained_layers() for w in x.weights]
+    trained += [w for x in lora_layers(backbone) for w in lora_weights(x)]
+    own = {w.path: w for w in trained if id(w) not in nested_ids}
+    return own | weights
 
 
 def head_variables(task):

@@ -15,7 +15,7 @@ from keras_coda.exporting.signature import half_precision
 from keras_coda.exporting.signature import has_dynamic_length
 from keras_coda.exporting.signature import input_signature
 from keras_coda.exporting.signature import named_model
-from keras_coda.layers.validation import validate_choice
+from keras_coda.validation import validate_choice
 
 
 def export(

@@ -3,8 +3,8 @@
 import keras
 
 from keras_coda._keras_internals import sublayers
-from keras_coda.layers.validation import validate_choice
-from keras_coda.layers.validation import validate_positive_integer
+from keras_coda.validation import validate_choice
+from keras_coda.validation import validate_positive_integer
 
 
 def named_model(model, outputs=None):

@@ -1,6 +1,8 @@
 import keras
 from keras import ops
 
+from keras_coda.ops.masking import mask_scores
+
 
 def attend(attention, queries, context, attention_mask=None, training=None):
     """Calls a `keras.layers.MultiHeadAttention`, cheaper at inference.
@@ -113,8 +115,7 @@ def attend_absorbed(
     scores = ops.cast(scores, keras.backend.result_type(dtype, "float32"))
     if bias is not None:
         scores = scores + ops.cast(bias, scores.dtype)
-    if mask is not None:
-        scores = ops.where(mask, scores, ops.full_like(scores, -1e30))
-    weights = ops.cast(ops.softmax(scores, axis=-1), dtype)
+    weights = ops.softmax(mask_scores(scores, mask), axis=-1)
+    weights = ops.cast(weights, dtype)
     rows = ops.einsum("bhkm,bmd->bhkd", weights, context)
     return ops.einsum("bhkd,dhe->bkhe", rows, ops.cast(value_kernel, dtype))

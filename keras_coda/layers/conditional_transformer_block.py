@@ -1,20 +1,29 @@
+import dataclasses
+
 import keras
 from keras import ops
 
+from keras_coda.layers.block_settings import BlockSettings
+from keras_coda.layers.block_settings import documents_settings
+from keras_coda.layers.block_settings import takes_settings
 from keras_coda.layers.dense_block import DenseBlock
 from keras_coda.layers.dense_block import combine_masks
 from keras_coda.layers.dense_block import split_keras_mask
 from keras_coda.layers.parallel_adapter import ParallelAdapter
 from keras_coda.layers.partly_frozen import PartlyFrozen
+from keras_coda.layers.routed import BlockRouting
+from keras_coda.layers.routed import Routed
+from keras_coda.layers.routed import Rows
+from keras_coda.layers.routing_scope import BlockRecord
+from keras_coda.layers.routing_scope import current_scope
 from keras_coda.layers.token_router import TokenRouter
-from keras_coda.layers.validation import validate_choice
-from keras_coda.ops.routing import add_rows
 from keras_coda.ops.routing import gather_pairs
-from keras_coda.ops.routing import gather_rows
+from keras_coda.validation import validate_choice
 
 ATTENTIONS = ("k_to_all", "k_to_k")
 
 
+@documents_settings(BlockSettings)
 @keras.saving.register_keras_serializable(package="keras_coda")
 class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
     """Sends only some of the tokens through a frozen Transformer block.
@@ -39,26 +48,7 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
     Args:
         block: a `keras_coda.layers.DenseBlock`, for example a
             `keras_coda.layers.TransformerBlock`, that is built or not.
-        reduction_factor: float >= 1. Ratio of tokens to routed tokens.
-            Defaults to `4`. It may be changed later; models compiled before
-            then have to be compiled again
-            (`keras_coda.set_reduction_factor` does both).
-        adapter_dim: int >= 1. Width of the adapter. Defaults to `64`.
-        attention: `"k_to_all"`, the routed tokens attend to all tokens
-            (better), or `"k_to_k"`, to each other (faster). Defaults to
-            `"k_to_all"`.
-        router: `"exact"`, `"coordinate_descent"`, `"sigmoid"` or `"first_k"`,
-            see `keras_coda.layers.TokenRouter`. Defaults to `"exact"`.
-        epsilon: float > 0. Softness of the routing, in units of the router's
-            scores. Defaults to `0.03`.
-        num_prefix_tokens: int >= 0. Leading tokens that are always routed.
-            Defaults to `0`.
-        adapter_activation: a Keras activation. Defaults to `"relu"`.
-        adapter_scale: float. Factor on the adapter's output. Defaults to
-            `1.0`.
-        shortcut_dim: optional int >= 1. Rank of the shortcut of the tokens
-            that are not routed, which `keras_coda.training.calibrate` fits.
-            Defaults to `None`, no shortcut, as in the paper.
+        {settings}
         freeze_block: bool. Whether only the adapter, the router and the
             block's layer normalisations are trainable. Defaults to `True`.
         **kwargs: see `keras.layers.Layer`.
@@ -70,6 +60,8 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
         attention_mask: optional bool tensor of shape `(batch_size, n, n)`, or
             `(1, n, n)` for all batch elements, true where a query (axis 1) may
             attend to a key (axis 2).
+        pinned: optional bool tensor of shape `(batch_size, n)`, true at tokens
+            that are always routed, besides the first `num_prefix_tokens`.
         training: bool, whether dropout is active.
 
     Returns:
@@ -98,21 +90,8 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
         [Din et al., 2023](https://arxiv.org/abs/2303.09435).
     """
 
-    def __init__(
-        self,
-        block,
-        reduction_factor=4,
-        adapter_dim=64,
-        attention="k_to_all",
-        router="exact",
-        epsilon=0.03,
-        num_prefix_tokens=0,
-        adapter_activation="relu",
-        adapter_scale=1.0,
-        shortcut_dim=None,
-        freeze_block=True,
-        **kwargs,
-    ):
+    @takes_settings(BlockSettings)
+    def __init__(self, block, settings, freeze_block=True, **kwargs):
         super().__init__(**kwargs)
         if not isinstance(block, DenseBlock):
             raise TypeError(
@@ -122,25 +101,26 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
                 f"with `keras_coda.coda_wrap`. Received: block={block!r}"
             )
         self.block = block
-        self.attention = validate_choice("attention", attention, ATTENTIONS)
+        self.settings = settings
+        self.attention = settings.attention
         self.router = TokenRouter(
-            reduction_factor=reduction_factor,
-            method=router,
-            epsilon=epsilon,
-            num_prefix_tokens=num_prefix_tokens,
+            reduction_factor=settings.reduction_factor,
+            router=settings.router,
+            epsilon=settings.epsilon,
+            num_prefix_tokens=settings.num_prefix_tokens,
             name="router",
         )
         self.adapter = ParallelAdapter(
-            adapter_dim=adapter_dim,
-            activation=adapter_activation,
-            scale=adapter_scale,
+            adapter_dim=settings.adapter_dim,
+            activation=settings.adapter_activation,
+            scale=settings.adapter_scale,
             dtype=self.dtype_policy,
             name="adapter",
         )
         self.shortcut = None
-        if shortcut_dim is not None:
+        if settings.shortcut_dim is not None:
             self.shortcut = ParallelAdapter(
-                adapter_dim=shortcut_dim,
+                adapter_dim=settings.shortcut_dim,
                 activation="linear",
                 dtype=self.dtype_policy,
                 name="shortcut",
@@ -174,97 +154,131 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
     def reduction_factor(self, value):
         self.router.reduction_factor = value
 
+    @property
+    def attention(self):
+        """`"k_to_all"` or `"k_to_k"`."""
+        return self._attention
+
+    @attention.setter
+    def attention(self, value):
+        self._attention = validate_choice("attention", value, ATTENTIONS)
+
     def call(
-        self, inputs, padding_mask=None, attention_mask=None, training=None
+        self,
+        inputs,
+        padding_mask=None,
+        attention_mask=None,
+        pinned=None,
+        training=None,
     ):
-        return self.route(
+        outputs, _ = self.route(
             inputs,
             padding_mask=padding_mask,
             attention_mask=attention_mask,
+            pinned=pinned,
             training=training,
         )
+        return outputs
 
     def route(
         self,
         inputs,
         padding_mask=None,
         attention_mask=None,
-        position_bias=None,
+        pinned=None,
+        shared=None,
+        routing=None,
         training=None,
     ):
         """The block's computation; see the class for the arguments.
 
-        `position_bias` is for blocks whose `residual_update` takes one: a
-        float tensor of shape `(1 or batch_size, num_heads, n, n)`.
+        Args:
+            shared: what the blocks of a stack share, for those whose
+                `residual_update` reads `routed.shared`.
+            routing: optional `keras_coda.layers.BlockRouting` to use in the
+                place of the router's.
+
+        Returns:
+            A tuple of the outputs and the `BlockRouting` that was used.
         """
         inputs, padding_mask = split_keras_mask(inputs, padding_mask)
-        hidden = self.block.attention_input(inputs)
-        weights, indices = self.router(hidden, mask=padding_mask)
-
         attention_mask = combine_masks(inputs, padding_mask, attention_mask)
-        if indices is None:
-            rows, queries, context = inputs, hidden, hidden
-        else:
-            rows = gather_rows(inputs, indices)
-            # Post-LN blocks attend to the inputs themselves.
-            queries = rows if hidden is inputs else gather_rows(hidden, indices)
-            to_all = self.attention == "k_to_all"
-            context = hidden if to_all else queries
-            key_indices = None if to_all else indices
-            if attention_mask is not None:
-                attention_mask = gather_pairs(
-                    attention_mask, indices, key_indices
-                )
-            if position_bias is not None:
-                position_bias = self.gather_position_bias(
-                    position_bias, indices, key_indices
-                )
-        bias = {} if position_bias is None else {"position_bias": position_bias}
+        # A block may be more precise than what is around it.
+        block_inputs = ops.cast(inputs, self.block.compute_dtype)
+        hidden = self.block.attention_input(block_inputs)
+        scope = current_scope()
+        if routing is None and scope is not None and scope.choose is not None:
+            routing = scope.choose(self, hidden, padding_mask, pinned)
+        if routing is None:
+            routing = self.choose(hidden, padding_mask, pinned)
         update = self.block.residual_update(
+            self._routed(block_inputs, hidden, attention_mask, shared, routing),
+            training=training,
+        )
+        outputs = self._add(inputs, hidden, update, routing)
+        if scope is not None:
+            scope.records[id(self)] = BlockRecord(
+                inputs, hidden, padding_mask, pinned, routing, outputs
+            )
+        return outputs, routing
+
+    def choose(self, hidden, padding_mask=None, pinned=None):
+        """The router's `BlockRouting` of what attention reads."""
+        weights, indices = self.router(hidden, mask=padding_mask, pinned=pinned)
+        if self.router.routes_all(ops.shape(hidden)[1]):
+            return BlockRouting(weights, Rows())
+        return BlockRouting(weights, Rows(indices))
+
+    def _routed(self, inputs, hidden, attention_mask, shared, routing):
+        """What `routing` leaves of the block's inputs."""
+        query_rows = routing.rows
+        context_rows = Rows() if self.attention == "k_to_all" else query_rows
+        rows = query_rows.gather(inputs)
+        # Post-LN blocks attend to the inputs themselves.
+        queries = rows if hidden is inputs else query_rows.gather(hidden)
+        context = hidden if context_rows.are_all else queries
+        if attention_mask is not None:
+            attention_mask = gather_pairs(
+                attention_mask, query_rows.indices, context_rows.indices
+            )
+        return Routed(
             rows,
             queries,
             context,
-            attention_mask=attention_mask,
-            training=training,
-            **bias,
+            attention_mask,
+            query_rows,
+            context_rows,
+            shared,
         )
-        # (batch_size, k, hidden_dim), weighted by the router: eq. 8.
+
+    def _add(self, inputs, hidden, update, routing):
+        """The inputs, with what adapter, block and shortcut add: eq. 8."""
+        weights, rows = routing
+        update = ops.cast(update, inputs.dtype)
+        # (batch_size, k, hidden_dim), weighted by the router.
         weights = ops.cast(ops.expand_dims(weights, -1), update.dtype)
         outputs = inputs + self.adapter(hidden)
         if self.shortcut is None:
-            update = weights * update
-        elif indices is None:
-            update = weights * update + (1 - weights) * self.shortcut(hidden)
-        else:
-            estimate = self.shortcut(hidden)
-            outputs = outputs + estimate
-            update = weights * (update - gather_rows(estimate, indices))
-        if indices is None:
-            return outputs + update
-        return add_rows(outputs, update, indices)
-
-    def gather_position_bias(self, position_bias, indices, key_indices=None):
-        """The position bias of routed queries, and keys if they are too."""
-        return gather_pairs(position_bias, indices, key_indices)
+            return rows.add(outputs, weights * update)
+        estimate = self.shortcut(hidden)
+        if rows.are_all:
+            # Exactly the update where the weight is 1.
+            return outputs + weights * update + (1 - weights) * estimate
+        missed = weights * (update - rows.gather(estimate))
+        return rows.add(outputs + estimate, missed)
 
     def compute_output_shape(self, inputs_shape):
         return inputs_shape
 
     def get_config(self):
         config = super().get_config()
-        adapter = self.adapter.get_config()
         config.update(
             {
                 "block": keras.layers.serialize(self.block),
+                **dataclasses.asdict(self.settings),
                 "reduction_factor": self.reduction_factor,
-                "adapter_dim": self.adapter.adapter_dim,
                 "attention": self.attention,
-                "router": self.router.method,
-                "epsilon": self.router.epsilon,
-                "num_prefix_tokens": self.router.num_prefix_tokens,
-                "adapter_activation": adapter["activation"],
-                "adapter_scale": self.adapter.scale,
-                "shortcut_dim": self.shortcut and self.shortcut.adapter_dim,
+                "adapter_activation": self.adapter.get_config()["activation"],
                 "freeze_block": self.freeze_block,
             }
         )

@@ -1,42 +1,42 @@
-import math
 from typing import NamedTuple
 
 import keras
 from keras import ops
 
 from keras_coda._keras_internals import get_keras_mask
-from keras_coda.layers.attend import is_worth_absorbing
-from keras_coda.layers.validation import validate_mask_shape
+from keras_coda.layers.routed import Routed
+from keras_coda.validation import validate_mask_shape
 
 
-class BlockMultiplyAdds(NamedTuple):
-    """What a block computes, in multiply-adds.
+class BlockKernels(NamedTuple):
+    """The kernels of a block, by what they are multiplied with.
 
     Attributes:
-        row_projections: query and output projection of one token.
-        context_projections: key and value projection of one token that is
-            attended to.
-        pair: score and weighted sum of one token attending to one.
-        feedforward: feedforward network on one token.
-        absorbed_pair: `pair` with the key and value projection absorbed, see
-            `attend_absorbed`; `None` for a block that does not.
+        rows: dense layers of attention that each routed token goes through,
+            such as the query and the output projection.
+        context: dense layers that each token attended to goes through, such as
+            the key and the value projection.
+        feedforward: dense layers of the feedforward network.
+        num_heads: int. Number of query heads.
+        head_dim: int. Width of a head.
+        absorbs: bool. Whether few queries may absorb the projections of the
+            context, see `attend_absorbed`. Defaults to `False`.
+
+    Example:
+
+    >>> block = keras_coda.layers.TransformerBlock(4, intermediate_dim=64)
+    >>> block.build((None, None, 32))
+    >>> kernels = block.kernels()
+    >>> [layer.name for layer in kernels.feedforward], kernels.head_dim
+    (['intermediate', 'output_projection', 'gate'], 8)
     """
 
-    row_projections: int
-    context_projections: int
-    pair: int
-    feedforward: int
-    absorbed_pair: int | None = None
-
-    def attention(self, k, m):
-        """Projections and attention of k tokens that attend to m: a pair."""
-        rows = k * self.row_projections
-        context, pairs = m * self.context_projections, k * m * self.pair
-        if self.absorbed_pair is not None:
-            absorbed = k * self.context_projections, k * m * self.absorbed_pair
-            if is_worth_absorbing(sum(absorbed), context + pairs):
-                context, pairs = absorbed
-        return rows + context, pairs
+    rows: tuple
+    context: tuple
+    feedforward: tuple
+    num_heads: int
+    head_dim: int
+    absorbs: bool = False
 
 
 class DenseBlock(keras.layers.Layer):
@@ -48,9 +48,9 @@ class DenseBlock(keras.layers.Layer):
     - `attention_input(inputs)` is what attention reads: the normalised inputs
       of a pre-LN block, the inputs themselves of a post-LN block. Router and
       adapter read it too.
-    - `residual_update(rows, queries, context, ...)` is what the block adds to
-      some of its rows, `block(rows) - rows`, when those rows attend to
-      `context`.
+    - `residual_update(routed)` is what the block adds to some of its rows,
+      `block(rows) - rows`, when those rows attend to a context. `routed` is a
+      `keras_coda.layers.Routed`: rows, queries, context, mask and positions.
     - `norms` lists the layer normalisations, which stay trainable when the
       rest of the block is frozen.
 
@@ -92,13 +92,11 @@ class DenseBlock(keras.layers.Layer):
     ...     def attention_input(self, inputs):
     ...         return inputs
     ...
-    ...     def residual_update(
-    ...         self, rows, queries, context, attention_mask=None, training=None
-    ...     ):
+    ...     def residual_update(self, routed, training=None):
     ...         attended = self.attention(
-    ...             queries, context, attention_mask=attention_mask
+    ...             routed.queries, routed.context, attention_mask=routed.mask
     ...         )
-    ...         return self.norm(rows + attended) - rows
+    ...         return self.norm(routed.rows + attended) - routed.rows
     >>> layer = keras_coda.layers.ConditionalTransformerBlock(
     ...     AttentionBlock(), reduction_factor=2
     ... )
@@ -114,23 +112,15 @@ class DenseBlock(keras.layers.Layer):
         """What attention, router and adapter read; shape of `inputs`."""
         raise NotImplementedError
 
-    def residual_update(
-        self, rows, queries, context, attention_mask=None, training=None
-    ):
-        """What the block adds to `rows`.
+    def residual_update(self, routed, training=None):
+        """What the block adds to its rows.
 
         Args:
-            rows: tensor of shape `(batch_size, k, hidden_dim)`, rows of the
-                block's inputs.
-            queries: the same rows of `attention_input(inputs)`.
-            context: tensor of shape `(batch_size, m, hidden_dim)`, the rows of
-                `attention_input(inputs)` to attend to.
-            attention_mask: optional bool tensor that broadcasts to
-                `(batch_size, k, m)`.
+            routed: a `keras_coda.layers.Routed`.
             training: bool, whether dropout is active.
 
         Returns:
-            Tensor of the shape of `rows`.
+            Tensor of the shape of `routed.rows`.
         """
         raise NotImplementedError
 
@@ -139,15 +129,14 @@ class DenseBlock(keras.layers.Layer):
         """The layer normalisations of the built block."""
         raise NotImplementedError
 
-    def multiply_adds(self):
-        """The `BlockMultiplyAdds` of the built block.
+    def kernels(self):
+        """The `BlockKernels` of the built block.
 
         Only `keras_coda.analysis.flops` asks for it.
         """
         raise NotImplementedError(
             f"{type(self).__name__} does not say what it computes. Define "
-            "`multiply_adds`, which returns a "
-            "`keras_coda.layers.dense_block.BlockMultiplyAdds`."
+            "`kernels`, which returns a `keras_coda.layers.BlockKernels`."
         )
 
     def call(
@@ -155,21 +144,12 @@ class DenseBlock(keras.layers.Layer):
     ):
         rows, padding_mask = split_keras_mask(inputs, padding_mask)
         queries = self.attention_input(rows)
-        return rows + self.residual_update(
-            rows,
-            queries,
-            queries,
-            attention_mask=combine_masks(inputs, padding_mask, attention_mask),
-            training=training,
-        )
+        mask = combine_masks(inputs, padding_mask, attention_mask)
+        routed = Routed(rows, queries, queries, mask)
+        return rows + self.residual_update(routed, training=training)
 
     def compute_output_shape(self, inputs_shape):
         return inputs_shape
-
-
-def kernel_size(*layers):
-    """The number of entries in the kernels of built dense layers."""
-    return sum(math.prod(layer.kernel.shape) for layer in layers)
 
 
 def split_keras_mask(inputs, padding_mask):

@@ -1,7 +1,7 @@
 import keras
 from keras import ops
 
-from keras_coda.layers.validation import validate_positive_integer
+from keras_coda.validation import validate_positive_integer
 
 
 @keras.saving.register_keras_serializable(package="keras_coda")

@@ -7,7 +7,7 @@ from keras_coda._keras_internals import sublayers
 from keras_coda.layers.conditional_transformer_block import (
     ConditionalTransformerBlock,
 )
-from keras_coda.layers.validation import validate_reduction_factor
+from keras_coda.validation import validate_reduction_factor
 
 
 def set_reduction_factor(model, reduction_factor):
@@ -45,6 +45,11 @@ def set_reduction_factor(model, reduction_factor):
     values = per_block_reduction_factors(reduction_factor, len(blocks))
     for block, value in zip(blocks, values):
         block.reduction_factor = value
+    forget_compiled(model)
+
+
+def forget_compiled(model):
+    """Makes a model, and models inside it, trace their functions anew."""
     for layer in [model, *sublayers(model, recursive=True)]:
         if isinstance(layer, keras.Model):
             forget_compiled_functions(layer)

@@ -1,12 +1,12 @@
 import keras
 from keras import ops
 
-from keras_coda.layers.validation import validate_positive_integer
-from keras_coda.layers.validation import validate_reduction_factor
 from keras_coda.ops.routing import routed_length
 from keras_coda.ops.soft_top_k import soft_top_k
 from keras_coda.ops.soft_top_k import validate_coordinate_descent
 from keras_coda.ops.soft_top_k import validate_solver
+from keras_coda.validation import validate_positive_integer
+from keras_coda.validation import validate_reduction_factor
 
 
 @keras.saving.register_keras_serializable(package="keras_coda")

@@ -1,18 +1,18 @@
 import keras
 from keras import ops
 
-from keras_coda.layers.validation import validate_choice
-from keras_coda.layers.validation import validate_mask_shape
-from keras_coda.layers.validation import validate_non_negative_integer
-from keras_coda.layers.validation import validate_reduction_factor
 from keras_coda.ops.routing import gather_rows
 from keras_coda.ops.routing import routed_length
 from keras_coda.ops.soft_top_k import SOLVERS
 from keras_coda.ops.soft_top_k import best_positions
 from keras_coda.ops.soft_top_k import soft_top_k_and_best
 from keras_coda.ops.soft_top_k import validate_solver
+from keras_coda.validation import validate_choice
+from keras_coda.validation import validate_mask_shape
+from keras_coda.validation import validate_non_negative_integer
+from keras_coda.validation import validate_reduction_factor
 
-ROUTING_METHODS = (*SOLVERS, "sigmoid", "first_k")
+ROUTERS = (*SOLVERS, "sigmoid", "first_k")
 
 
 @keras.saving.register_keras_serializable(package="keras_coda")
@@ -21,7 +21,7 @@ class TokenRouter(keras.layers.Layer):
 
     Each token's score is a learned linear function of it, always in float32.
     The k tokens with the highest scores are routed, with the weight that
-    `method` gives them:
+    `router` gives them:
 
     - `"exact"`, `"coordinate_descent"`: soft top-k of the scores, with that
       solver (see `keras_coda.ops.soft_top_k`).
@@ -32,22 +32,25 @@ class TokenRouter(keras.layers.Layer):
     Padding is never routed before a real token and has weight 0. A row with
     fewer than k real tokens routes all of them.
 
+    Tokens that are pinned are always routed, with weight 1. They are part of
+    the k.
+
     Where no token is left out (`reduction_factor=1`, or k = n) the tokens keep
-    their order and `indices` is `None`. With `"exact"` and `"first_k"` every
-    weight is then 1, that of padding too, as in a dense model.
+    their order. With `"exact"` and `"first_k"` every weight is then 1, that of
+    padding too, as in a dense model.
 
     Args:
         reduction_factor: float >= 1. Ratio of tokens to routed tokens.
             Defaults to `4`. It may be changed later; models compiled before
             then have to be compiled again
             (`keras_coda.set_reduction_factor` does both).
-        method: `"exact"`, `"coordinate_descent"`, `"sigmoid"` or `"first_k"`.
+        router: `"exact"`, `"coordinate_descent"`, `"sigmoid"` or `"first_k"`.
             Defaults to `"exact"`.
         epsilon: float > 0. Weight of the entropy in soft top-k, in units of
             the scores. Defaults to `0.03`.
-        num_prefix_tokens: int >= 0. Leading tokens that are always routed with
-            weight 1, such as the class token that a head pools. They are part
-            of the k, which is never smaller. Defaults to `0`.
+        num_prefix_tokens: int >= 0. Leading tokens that are pinned, such as
+            the class token that a head pools; k is never smaller. Defaults to
+            `0`.
         kernel_initializer: initializer of the score projection. Defaults to a
             normal distribution of standard deviation 0.02.
         **kwargs: see `keras.layers.Layer`. `dtype` defaults to `"float32"`
@@ -58,6 +61,9 @@ class TokenRouter(keras.layers.Layer):
         inputs: float tensor of shape `(batch_size, n, hidden_dim)`.
         mask: optional bool tensor of shape `(batch_size, n)`, false at
             padding.
+        pinned: optional bool tensor of shape `(batch_size, n)`, true at
+            further tokens to pin. Of more than k in a row, the first k are
+            routed.
 
     Returns:
         A tuple `(weights, indices)`: float32 weights in `[0, 1]` and int32
@@ -82,7 +88,7 @@ class TokenRouter(keras.layers.Layer):
     def __init__(
         self,
         reduction_factor=4,
-        method="exact",
+        router="exact",
         epsilon=0.03,
         num_prefix_tokens=0,
         kernel_initializer=None,
@@ -91,7 +97,7 @@ class TokenRouter(keras.layers.Layer):
         kwargs.setdefault("dtype", "float32")
         super().__init__(**kwargs)
         self.reduction_factor = reduction_factor
-        self.method = validate_choice("method", method, ROUTING_METHODS)
+        self.router = validate_choice("router", router, ROUTERS)
         validate_solver("exact", epsilon)
         self.epsilon = epsilon
         self.num_prefix_tokens = validate_non_negative_integer(
@@ -113,22 +119,34 @@ class TokenRouter(keras.layers.Layer):
 
     def build(self, inputs_shape):
         self.kernel = None
-        if self.method != "first_k":
+        if self.router != "first_k":
             self.kernel = self.add_weight(
                 name="kernel",
                 shape=(inputs_shape[-1], 1),
                 initializer=self.kernel_initializer,
             )
 
-    def call(self, inputs, mask=None):
+    def call(self, inputs, mask=None, pinned=None):
         if mask is not None:
             validate_mask_shape("mask", mask, tuple(inputs.shape[:2]))
             mask = ops.cast(mask, "bool")
         length = ops.shape(inputs)[1]
         num_routed = self.routed_length(length)
         scores = self._scores(inputs)
-        if num_routed is length or _statically_equal(num_routed, length):
-            return self._route_all(scores, mask), None
+        if pinned is not None:
+            validate_mask_shape("pinned", pinned, tuple(inputs.shape[:2]))
+            pinned = self.pinned_tokens(inputs, mask, pinned)
+        if self.routes_all(length):
+            positions = ops.arange(length, dtype="int32")
+            return (
+                self._route_all(scores, mask, pinned),
+                ops.broadcast_to(positions, ops.shape(scores)),
+            )
+        if pinned is not None:
+            first = ops.where(pinned, ops.full_like(scores, 1e30), scores)
+            indices = best_positions(first, num_routed, mask)[:, :num_routed]
+            weights = self._weights_beside(pinned, scores, num_routed, mask)
+            return gather_rows(weights, indices), indices
 
         num_prefix = _minimum(self.num_prefix_tokens, length)
         num_chosen = num_routed - num_prefix
@@ -150,6 +168,28 @@ class TokenRouter(keras.layers.Layer):
             ops.concatenate([prefix_weights, weights], axis=1),
             ops.concatenate([prefix_indices, indices + num_prefix], axis=1),
         )
+
+    def routes_all(self, length):
+        """Whether it is known that no token of `length` is left out."""
+        num_routed = self.routed_length(length)
+        return num_routed is length or _statically_equal(num_routed, length)
+
+    def pinned_tokens(self, inputs, mask=None, pinned=None):
+        """Which tokens are always routed, the prefix and what is pinned.
+
+        Returns:
+            Bool tensor of shape `(batch_size, n)`, false at padding.
+        """
+        batch_size, length = ops.shape(inputs)[:2]
+        positions = ops.arange(length, dtype="int32")
+        all_pinned = ops.broadcast_to(
+            positions < self.num_prefix_tokens, (batch_size, length)
+        )
+        if pinned is not None:
+            all_pinned = ops.logical_or(all_pinned, ops.cast(pinned, "bool"))
+        if mask is not None:
+            all_pinned = ops.logical_and(all_pinned, ops.cast(mask, "bool"))
+        return all_pinned
 
     def routed_length(self, length, reduction_factor=None):
         """The k of a sequence of `length` tokens, an int or int tensor.
@@ -177,24 +217,41 @@ class TokenRouter(keras.layers.Layer):
     def _weights_and_best(self, scores, num_chosen, mask):
         """Weights of all scores, and the positions of the best, best first."""
         nothing_to_choose = isinstance(num_chosen, int) and num_chosen == 0
-        if self.method in SOLVERS and not nothing_to_choose:
+        if self.router in SOLVERS and not nothing_to_choose:
             return soft_top_k_and_best(
                 scores,
                 num_chosen,
                 epsilon=self.epsilon,
-                solver=self.method,
+                solver=self.router,
                 mask=mask,
             )
         weights = _ones(scores, mask)
-        if self.method == "sigmoid":
+        if self.router == "sigmoid":
             weights = weights * ops.sigmoid(scores)
         return weights, best_positions(scores, num_chosen, mask)
 
-    def _route_all(self, scores, mask):
-        if self.method in ("exact", "first_k"):
+    def _weights_beside(self, pinned, scores, num_routed, mask):
+        """Weights of all scores, where the pinned ones have 1."""
+        free = ops.logical_not(pinned)
+        if mask is not None:
+            free = ops.logical_and(free, mask)
+        num_pinned = ops.sum(ops.cast(pinned, "int32"), axis=-1)
+        budget = ops.cast(num_routed, "int32") - num_pinned
+        weights, _ = self._weights_and_best(
+            scores, ops.maximum(budget, 1), free
+        )
+        weights = weights * ops.cast(
+            ops.expand_dims(budget > 0, -1), weights.dtype
+        )
+        return ops.where(pinned, ops.ones_like(weights), weights)
+
+    def _route_all(self, scores, mask, pinned):
+        if self.router in ("exact", "first_k"):
             # The constant 1, whose gradient in the scores is 0 and not absent.
             return 1.0 + 0.0 * scores
         length = ops.shape(scores)[1]
+        if pinned is not None:
+            return self._weights_beside(pinned, scores, length, mask)
         num_prefix = _minimum(self.num_prefix_tokens, length)
         weights, _ = self._weights_and_best(
             scores[:, num_prefix:],
@@ -208,20 +265,21 @@ class TokenRouter(keras.layers.Layer):
         # Routed padding has weight 0; neither output has a mask of its own.
         return None
 
-    def compute_output_spec(self, inputs, mask=None):
+    def compute_output_spec(self, inputs, mask=None, pinned=None):
         batch_size, length = inputs.shape[:2]
         num_routed = None if length is None else self.routed_length(length)
-        weights = keras.KerasTensor((batch_size, num_routed), dtype="float32")
-        if self.reduction_factor == 1 or (length and num_routed == length):
-            return weights, None
-        return weights, keras.KerasTensor(weights.shape, dtype="int32")
+        shape = (batch_size, num_routed)
+        return (
+            keras.KerasTensor(shape, dtype="float32"),
+            keras.KerasTensor(shape, dtype="int32"),
+        )
 
     def get_config(self):
         config = super().get_config()
         config.update(
             {
                 "reduction_factor": self.reduction_factor,
-                "method": self.method,
+                "router": self.router,
                 "epsilon": self.epsilon,
                 "num_prefix_tokens": self.num_prefix_tokens,
                 "kernel_initializer": keras.initializers.serialize(
@@ -230,6 +288,14 @@ class TokenRouter(keras.layers.Layer):
             }
         )
         return config
+
+    @classmethod
+    def from_config(cls, config):
+        # What 0.1.0 called it before it was released.
+        if "method" in config:
+            config = {**config, "router": config["method"]}
+            del config["method"]
+        return cls(**config)
 
 
 def _ones(scores, mask):

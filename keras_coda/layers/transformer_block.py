@@ -1,11 +1,10 @@
 import keras
 
 from keras_coda._keras_internals import sublayers
-from keras_coda.layers.dense_block import BlockMultiplyAdds
+from keras_coda.layers.dense_block import BlockKernels
 from keras_coda.layers.dense_block import DenseBlock
-from keras_coda.layers.dense_block import kernel_size
-from keras_coda.layers.validation import validate_choice
-from keras_coda.layers.validation import validate_positive_integer
+from keras_coda.validation import validate_choice
+from keras_coda.validation import validate_positive_integer
 
 
 @keras.saving.register_keras_serializable(package="keras_coda")
@@ -171,32 +170,32 @@ class TransformerBlock(DenseBlock):
     def attention_input(self, inputs):
         return self.attention_norm(inputs) if self.normalize_first else inputs
 
-    def residual_update(
-        self, rows, queries, context, attention_mask=None, training=None
-    ):
+    def residual_update(self, routed, training=None):
         attended = self.attention(
-            queries, context, attention_mask=attention_mask, training=training
+            routed.queries,
+            routed.context,
+            attention_mask=routed.mask,
+            training=training,
         )
         attended = self.attention_dropout(attended, training=training)
         if self.normalize_first:
-            hidden = self.feedforward_norm(rows + attended)
+            hidden = self.feedforward_norm(routed.rows + attended)
             return attended + self._feedforward(hidden, training)
-        hidden = self.attention_norm(rows + attended)
+        hidden = self.attention_norm(routed.rows + attended)
         outputs = hidden + self._feedforward(hidden, training)
-        return self.feedforward_norm(outputs) - rows
+        return self.feedforward_norm(outputs) - routed.rows
 
-    def multiply_adds(self):
+    def kernels(self):
         parts = {layer.name: layer for layer in sublayers(self.attention)}
-        query, output = parts["query"], parts["attention_output"]
         feedforward = [self.intermediate, self.output_projection]
         if self.gate is not None:
             feedforward.append(self.gate)
-        return BlockMultiplyAdds(
-            row_projections=kernel_size(query, output),
-            context_projections=kernel_size(parts["key"], parts["value"]),
-            # Query and output have as many columns as all heads together.
-            pair=kernel_size(query, output) // query.kernel.shape[0],
-            feedforward=kernel_size(*feedforward),
+        return BlockKernels(
+            rows=(parts["query"], parts["attention_output"]),
+            context=(parts["key"], parts["value"]),
+            feedforward=tuple(feedforward),
+            num_heads=self.num_heads,
+            head_dim=parts["query"].kernel.shape[-1],
         )
 
     def _feedforward(self, inputs, training):

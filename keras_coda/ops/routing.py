@@ -89,7 +89,7 @@ def add_rows(inputs, rows, indices):
     return ops.reshape(outputs, (batch_size, length, dim))
 
 
-def gather_pairs(inputs, query_indices, key_indices=None):
+def gather_pairs(inputs, query_indices=None, key_indices=None):
     """Gathers the query rows, and key columns, of an attention mask or bias.
 
     Args:
@@ -97,7 +97,8 @@ def gather_pairs(inputs, query_indices, key_indices=None):
             batch and the queries such as `(batch_size, num_heads, n, n)`. The
             batch size may be 1, for what all batch elements share, and the
             query axis may be 1, for what all queries share.
-        query_indices: int tensor of shape `(batch_size, k)`.
+        query_indices: optional int tensor of shape `(batch_size, k)`. `None`
+            keeps all queries.
         key_indices: optional int tensor of shape `(batch_size, k)`. `None`
             keeps all keys.
 
@@ -115,7 +116,7 @@ def gather_pairs(inputs, query_indices, key_indices=None):
      [2 0]]
     """
     inputs = ops.convert_to_tensor(inputs)
-    if inputs.shape[-2] != 1:
+    if query_indices is not None and inputs.shape[-2] != 1:
         inputs = _gather_axis(inputs, query_indices, axis=-2)
     if key_indices is not None:
         inputs = _gather_axis(inputs, key_indices, axis=-1)

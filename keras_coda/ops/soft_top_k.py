@@ -5,6 +5,7 @@ import numbers
 import keras
 from keras import ops
 
+from keras_coda.ops.masking import mask_scores
 from keras_coda.ops.routing import gather_rows
 
 SOLVERS = ("exact", "coordinate_descent")
@@ -134,9 +135,7 @@ def best_positions(scores, k, mask=None):
 
     Not `ops.top_k`: what JAX exports of it cannot be served.
     """
-    scores = ops.stop_gradient(scores)
-    if mask is not None:
-        scores = ops.where(mask, scores, ops.full_like(scores, -1e30))
+    scores = mask_scores(ops.stop_gradient(scores), mask)
     order = ops.cast(ops.argsort(-scores, axis=-1), "int32")
     # A constant slice, for which XLA does not sort the rest on TensorFlow.
     return order[..., :k] if isinstance(k, numbers.Integral) else order

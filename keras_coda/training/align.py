@@ -5,8 +5,9 @@ from keras_coda.conversion.coda_model import validate_converted
 from keras_coda.conversion.coda_wrap import coda_wrap
 from keras_coda.conversion.trained_weights import backbone_of
 from keras_coda.conversion.trained_weights import trained_weights
-from keras_coda.layers.validation import validate_choice
-from keras_coda.training.block_states import block_states
+from keras_coda.layers.routing_scope import RoutingScope
+from keras_coda.training.observation import encoder_of
+from keras_coda.validation import validate_choice
 
 TARGETS = ("pretrained", "fine_tuned")
 
@@ -98,8 +99,8 @@ def align(
 
 def _validate(coda, dense, logits_weight, temperature):
     validate_converted("coda", coda)
-    dense_cls = backbone_of(coda).family.backbone_cls
-    if not isinstance(backbone_of(dense), dense_cls):
+    dense_cls = backbone_of(coda).dense_cls
+    if type(backbone_of(dense)) is not dense_cls:
         raise TypeError(
             "`dense` must be the dense model that `coda` was made from, with a "
             f"{dense_cls.__name__}. Received: dense={dense!r}"
@@ -141,10 +142,14 @@ class _Aligner(keras.Model):
     def __init__(self, coda, teacher, logits_weight, temperature):
         super().__init__(name="aligner")
         coda_backbone = backbone_of(coda)
-        self.family = coda_backbone.family
-        self.states = block_states(coda_backbone)
-        self.target_states = block_states(backbone_of(teacher))
-        self.target_states.trainable = False
+        self.encoder = encoder_of(coda_backbone)
+        self.target_encoder = encoder_of(backbone_of(teacher))
+        self.target_encoder.trainable = False
+        # Within a function, so that they are tracked in the encoders alone.
+        self.blocks = lambda: zip(
+            coda_backbone.conditional_blocks,
+            backbone_of(teacher).conditional_blocks,
+        )
         self.hidden_error = keras.metrics.Mean(name="hidden_error")
         self.logits_weight = logits_weight
         self.temperature = temperature
@@ -156,13 +161,15 @@ class _Aligner(keras.Model):
 
     def call(self, inputs):
         # Without dropout, also within `fit`.
-        losses = {
-            "hidden_error": _relative_error(
-                self.states(inputs, training=False),
-                self.target_states(inputs, training=False),
-                self.family.padding_mask(inputs),
-            )
-        }
+        with RoutingScope() as scope:
+            self.encoder(inputs, training=False)
+        with RoutingScope() as target_scope:
+            self.target_encoder(inputs, training=False)
+        errors = [
+            _relative_error(scope.record(block), target_scope.record(target))
+            for block, target in self.blocks()
+        ]
+        losses = {"hidden_error": ops.mean(ops.stack(errors))}
         if self.logits_weight:
             losses["divergence"] = _divergence(
                 self.task(inputs, training=False) / self.temperature,
@@ -181,20 +188,16 @@ class _Aligner(keras.Model):
         return y_pred["hidden_error"] + weighted
 
 
-def _relative_error(states, targets, padding_mask):
-    """Squared error relative to the mean square, averaged over the blocks."""
-    errors = []
-    for name in states:
-        (_, state), (_, target) = states[name], targets[name]
-        state = ops.cast(state, "float32")
-        target = ops.stop_gradient(ops.cast(target, "float32"))
-        error = ops.mean(ops.square(state - target), axis=-1)
-        scale = ops.mean(ops.square(target), axis=-1)
-        if padding_mask is not None:
-            real = ops.cast(padding_mask, "float32")
-            error, scale = error * real, scale * real
-        errors.append(ops.sum(error) / ops.sum(scale))
-    return ops.mean(ops.stack(errors))
+def _relative_error(record, target_record):
+    """Squared error of a block's outputs relative to the mean square."""
+    outputs = ops.cast(record.outputs, "float32")
+    target = ops.stop_gradient(ops.cast(target_record.outputs, "float32"))
+    error = ops.mean(ops.square(outputs - target), axis=-1)
+    scale = ops.mean(ops.square(target), axis=-1)
+    if record.padding_mask is not None:
+        real = ops.cast(record.padding_mask, "float32")
+        error, scale = error * real, scale * real
+    return ops.sum(error) / ops.sum(scale)
 
 
 def _divergence(logits, target_logits):

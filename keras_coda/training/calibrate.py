@@ -2,13 +2,14 @@ import numpy as np
 
 from keras_coda.conversion.coda_model import validate_converted
 from keras_coda.conversion.trained_weights import backbone_of
-from keras_coda.training.block_states import apply
-from keras_coda.training.block_states import batches
-from keras_coda.training.block_states import block_states
-from keras_coda.training.block_states import choosable
-from keras_coda.training.block_states import dense
-from keras_coda.training.block_states import to_numpy
-from keras_coda.training.block_states import to_tensors
+from keras_coda.layers.routing_scope import RoutingScope
+from keras_coda.training.observation import apply
+from keras_coda.training.observation import batches
+from keras_coda.training.observation import choosable
+from keras_coda.training.observation import dense
+from keras_coda.training.observation import encoder_of
+from keras_coda.training.observation import to_numpy
+from keras_coda.training.observation import to_tensors
 from keras_coda.training.routing_regression import observe_routings
 
 
@@ -27,8 +28,8 @@ def calibrate(coda, x, batch_size=32, ridge=1e-3, num_passes=8, seed=0):
       times with tokens routed at random, the same tokens by all blocks with
       `attention="k_to_k"`; the logarithm of the error of the output is
       regressed on the tokens that were routed. The output is the
-      last encoder block's, at the prefix tokens, or at all tokens if there are
-      none. The scores have a standard deviation of 0.25.
+      last encoder block's, at the tokens that are always routed, or at all
+      tokens if there are none. The scores have a standard deviation of 0.25.
 
     Fine-tune densely first, then calibrate, then go on at the reduction factor:
     a fit to the pretrained model does not fit the fine-tuned one.
@@ -80,15 +81,16 @@ def calibrate(coda, x, batch_size=32, ridge=1e-3, num_passes=8, seed=0):
             f"same input are compared. Received: num_passes={num_passes}"
         )
     backbone = backbone_of(coda)
-    fitted = {block.name: {} for block in backbone.conditional_blocks}
+    names = {id(block): name for name, block in backbone.named_blocks.items()}
+    fitted = {name: {} for name in backbone.named_blocks}
     if backbone.shortcut_dim is not None:
         for block, moments in observe_updates(backbone, x, batch_size):
             share = _fit_shortcut(block.shortcut, moments, ridge)
-            fitted[block.name]["shortcut"] = share
+            fitted[names[id(block)]]["shortcut"] = share
     for block, routing in observe_routings(
         backbone, x, batch_size, num_passes, np.random.default_rng(seed)
     ):
-        fitted[block.name]["router"] = routing.fit(block.router)
+        fitted[names[id(block)]]["router"] = routing.fit(block.router)
     return fitted
 
 
@@ -103,16 +105,17 @@ def observe_updates(backbone, x, batch_size, target=lambda update: update):
         A list of tuples `(block, _Moments)`.
     """
     blocks = backbone.conditional_blocks
-    model = block_states(backbone)
+    encoder = encoder_of(backbone)
     all_moments = [_Moments() for _ in blocks]
     for batch in batches(x, batch_size):
-        with dense(blocks):
-            states = model(to_tensors(batch), training=False)
+        with dense(blocks), RoutingScope() as scope:
+            encoder(to_tensors(batch), training=False)
         for block, moments in zip(blocks, all_moments):
-            inputs, outputs = map(to_numpy, states[block.name])
-            hidden = apply(block.block.attention_input, inputs)
-            update = outputs - inputs - apply(block.adapter, hidden)
-            chosen = choosable(backbone, block, batch, hidden)
+            record = scope.record(block)
+            hidden = to_numpy(record.hidden)
+            update = to_numpy(record.outputs - record.inputs)
+            update = update - apply(block.adapter, hidden)
+            chosen = choosable(block, record)
             moments.add(hidden[chosen], target(update[chosen]))
     return list(zip(blocks, all_moments))
 

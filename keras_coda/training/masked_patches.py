@@ -1,6 +1,8 @@
 import keras
 import numpy as np
 
+from keras_coda.conversion.trained_weights import backbone_of
+
 
 class MaskedPatchesObjective:
     """The pixels of masked patches, for `pretrain`."""
@@ -8,7 +10,7 @@ class MaskedPatchesObjective:
     def __init__(
         self, coda, task_cls, tokenizer, sequence_length, mask_rate, rng
     ):
-        backbone = getattr(coda, "backbone", coda)
+        backbone = backbone_of(coda)
         self.patch_size = backbone.patch_size
         if isinstance(self.patch_size, int):
             self.patch_size = (self.patch_size, self.patch_size)

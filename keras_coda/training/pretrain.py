@@ -3,9 +3,8 @@ import keras_hub
 import numpy as np
 
 from keras_coda._keras_internals import sublayers
+from keras_coda.conversion import registry
 from keras_coda.conversion.coda_model import validate_converted
-from keras_coda.conversion.coda_task import CodaTask
-from keras_coda.conversion.family import all_subclasses
 from keras_coda.conversion.trained_weights import backbone_of
 from keras_coda.training.masked_lm import MaskedLMObjective
 from keras_coda.training.masked_patches import MaskedPatchesObjective
@@ -134,9 +133,7 @@ def pretrain(
 
 
 def _find_objective(backbone):
-    for task_cls in all_subclasses(CodaTask):
-        if task_cls.backbone_cls is not type(backbone):
-            continue
+    for task_cls in registry.tasks_of(type(backbone)):
         for kind, objective_cls in _OBJECTIVES.items():
             if issubclass(task_cls, kind):
                 return task_cls, objective_cls

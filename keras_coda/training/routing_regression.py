@@ -1,17 +1,19 @@
 """Which tokens matter to the output, found by routing tokens at random."""
 
-import contextlib
-
 import numpy as np
 from keras import ops
 
-from keras_coda.training.block_states import apply
-from keras_coda.training.block_states import batches
-from keras_coda.training.block_states import block_states
-from keras_coda.training.block_states import choosable
-from keras_coda.training.block_states import dense
-from keras_coda.training.block_states import to_numpy
-from keras_coda.training.block_states import to_tensors
+from keras_coda.layers.routed import BlockRouting
+from keras_coda.layers.routed import Rows
+from keras_coda.layers.routing_scope import RoutingScope
+from keras_coda.training.observation import batches
+from keras_coda.training.observation import choosable
+from keras_coda.training.observation import dense
+from keras_coda.training.observation import encoder_of
+from keras_coda.training.observation import pinned_tokens
+from keras_coda.training.observation import stacks
+from keras_coda.training.observation import to_numpy
+from keras_coda.training.observation import to_tensors
 
 
 class RoutingRegression:
@@ -78,102 +80,112 @@ def observe_routings(backbone, x, batch_size, num_passes, rng):
         A list of tuples `(block, RoutingRegression)` of the blocks that have
         something to learn.
     """
-    all_blocks = backbone.conditional_blocks
-    blocks = [
-        block
-        for block in all_blocks
+    regressions = {
+        id(block): RoutingRegression(block.router.kernel.shape[0])
+        for block in backbone.conditional_blocks
         if block.router.kernel is not None and block.reduction_factor > 1
-    ]
-    if not blocks:
+    }
+    if not regressions:
         return []
-    regressions = [
-        RoutingRegression(block.router.kernel.shape[0]) for block in blocks
-    ]
-    model = block_states(backbone)
-    last = all_blocks[-1]
+    encoder = encoder_of(backbone)
     for batch in batches(x, batch_size):
         tensors = to_tensors(batch)
-        with dense(all_blocks):
-            states = model(tensors, training=False)
-        target = to_numpy(states[last.name][1])
-        hidden = [
-            apply(block.block.attention_input, states[block.name][0])
-            for block in blocks
-        ]
-        chosen = [
-            choosable(backbone, block, batch, values)
-            for block, values in zip(blocks, hidden)
-        ]
-        observed = choosable(backbone, last, batch, target)
-        if last.router.num_prefix_tokens:
-            # What heads pool.
-            observed = np.zeros_like(observed)
-            observed[:, : last.router.num_prefix_tokens] = True
-        routed, errors = [[] for _ in blocks], []
+        with dense(backbone.conditional_blocks), RoutingScope() as target:
+            encoder(tensors, training=False)
+        passes = []
         for _ in range(num_passes):
-            generators = [rng] * len(blocks)
-            if backbone.attention == "k_to_k":
-                seed = rng.integers(2**32)
-                generators = [np.random.default_rng(seed) for _ in blocks]
-            with contextlib.ExitStack() as stack:
-                records = [
-                    stack.enter_context(
-                        _random_routing(block.router, generator)
-                    )
-                    for block, generator in zip(blocks, generators)
-                ]
-                states = model(tensors, training=False)
-            output = to_numpy(states[last.name][1])
-            errors.append(_log_error(output, target, observed))
-            for record, all_routed in zip(records, routed):
-                all_routed.append(record["routed"])
-        for index, regression in enumerate(regressions):
-            regression.add(
-                hidden[index],
-                np.stack(routed[index]) & chosen[index],
-                chosen[index],
-                np.stack(errors),
+            choice = _RandomChoice(
+                regressions, rng, same=backbone.attention == "k_to_k"
             )
+            with RoutingScope(choice) as scope:
+                encoder(tensors, training=False)
+            passes.append((choice.routed, scope))
+        for stack in stacks(backbone):
+            errors = _log_errors(
+                stack[-1], target, [scope for _, scope in passes]
+            )
+            for block in stack:
+                if id(block) in regressions:
+                    record = target.record(block)
+                    chosen = choosable(block, record)
+                    routed = np.stack([r[id(block)] for r, _ in passes])
+                    regressions[id(block)].add(
+                        to_numpy(record.hidden), routed & chosen, chosen, errors
+                    )
     return [
-        pair
-        for pair in zip(blocks, regressions)
+        (block, regressions[id(block)])
+        for block in backbone.conditional_blocks
         # Where nothing, or everything, could be chosen there is no difference.
-        if np.any(pair[1].products)
+        if id(block) in regressions and np.any(regressions[id(block)].products)
     ]
 
 
-@contextlib.contextmanager
-def _random_routing(router, rng):
-    """Lets a router choose at random, and records what it chooses."""
-    record = {}
-    call = router.call
+class _RandomChoice:
+    """Routes at random in a `RoutingScope`, and keeps what it routed.
 
-    def random_call(inputs, mask=None):
-        batch_size, length = inputs.shape[:2]
+    Args:
+        block_ids: the ids of the blocks to choose for.
+        rng: a NumPy generator.
+        same: bool. Whether all blocks route the same tokens.
+    """
+
+    def __init__(self, block_ids, rng, same):
+        self.block_ids = block_ids
+        self.rng = rng
+        self.seed = rng.integers(2**32) if same else None
+        # From the id of each block to a bool array (batch_size, n).
+        self.routed = {}
+
+    def __call__(self, block, hidden, padding_mask, pinned):
+        if id(block) not in self.block_ids:
+            return None
+        router = block.router
+        batch_size, length = hidden.shape[:2]
         num_routed = router.routed_length(length)
         if num_routed == length:
-            record["routed"] = np.ones((batch_size, length), bool)
-            return call(inputs, mask=mask)
+            self.routed[id(block)] = np.ones((batch_size, length), bool)
+            return None
+        rng = self.rng
+        if self.seed is not None:
+            rng = np.random.default_rng(self.seed)
         scores = rng.random((batch_size, length))
         real = np.ones((batch_size, length), bool)
-        if mask is not None:
-            real = ops.convert_to_numpy(mask).astype(bool)
+        if padding_mask is not None:
+            real = to_numpy(padding_mask).astype(bool)
         scores[~real] -= 1.0
-        scores[:, : router.num_prefix_tokens] += 2.0
+        scores += 2.0 * to_numpy(
+            router.pinned_tokens(hidden, padding_mask, pinned)
+        )
         indices = np.argsort(-scores, axis=1)[:, :num_routed]
-        record["routed"] = np.zeros((batch_size, length), bool)
-        np.put_along_axis(record["routed"], indices, True, axis=1)
+        routed = np.zeros((batch_size, length), bool)
+        np.put_along_axis(routed, indices, True, axis=1)
+        self.routed[id(block)] = routed
         weights = np.take_along_axis(real, indices, axis=1)
-        return (
+        return BlockRouting(
             ops.convert_to_tensor(weights.astype("float32")),
-            ops.convert_to_tensor(indices.astype("int32")),
+            Rows(ops.convert_to_tensor(indices.astype("int32"))),
         )
 
-    router.call = random_call
-    try:
-        yield record
-    finally:
-        del router.call
+
+def _log_errors(last, target, scopes):
+    """Logarithms of the squared errors after a stack's last block, relative.
+
+    At the tokens that heads pool, or at all if none is pinned.
+
+    Returns:
+        Array of shape `(len(scopes), batch_size)`.
+    """
+    record = target.record(last)
+    observed = pinned_tokens(last, record)
+    if not observed.any():
+        observed = choosable(last, record)
+    outputs = to_numpy(record.outputs)
+    return np.stack(
+        [
+            _log_error(to_numpy(scope.record(last).outputs), outputs, observed)
+            for scope in scopes
+        ]
+    )
 
 
 def _log_error(output, target, observed):

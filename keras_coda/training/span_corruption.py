@@ -1,7 +1,8 @@
 import numpy as np
 
-from keras_coda.layers.validation import validate_non_negative_integer
+from keras_coda.conversion.trained_weights import backbone_of
 from keras_coda.training.token_objective import TokenObjective
+from keras_coda.validation import validate_non_negative_integer
 
 
 def corrupt_spans(
@@ -126,7 +127,7 @@ class SpanCorruptionObjective(TokenObjective):
         super().__init__(coda, task_cls, tokenizer)
         self.mask_rate = mask_rate or 0.15
         self.rng = rng
-        backbone = getattr(coda, "backbone", coda)
+        backbone = backbone_of(coda)
         self.first_sentinel_id = _find_first_sentinel(self.tokenizer, backbone)
         self.sequence_length = sequence_length
         # Room for the longest inputs and targets, end tokens included.

@@ -1,5 +1,7 @@
 import keras
 
+from keras_coda.conversion.trained_weights import backbone_of
+
 
 class TokenObjective:
     """What the objectives on texts have in common.
@@ -21,7 +23,7 @@ class TokenObjective:
                 "tokens from texts. Received: tokenizer=None"
             )
         self.tokenizer = tokenizer
-        task = coda if is_task else task_cls(getattr(coda, "backbone", coda))
+        task = coda if is_task else task_cls(backbone_of(coda))
         # Not the task itself: its `fit` would preprocess the inputs.
         self.model = keras.Model(task.input, task.output)
         self.loss = keras.losses.SparseCategoricalCrossentropy(

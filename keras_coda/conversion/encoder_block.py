@@ -1,0 +1,186 @@
+"""The encoder layers of KerasHub as blocks that can be routed."""
+
+import inspect
+from typing import NamedTuple
+
+from keras_coda._keras_internals import sublayers
+from keras_coda.conversion.norms import copy_norm
+from keras_coda.layers import BlockKernels
+from keras_coda.layers import DenseBlock
+from keras_coda.layers.attend import attend
+
+
+class Parts(NamedTuple):
+    """Where the parts of an encoder layer are.
+
+    A part is named as an attribute of the layer or by the name of a layer in
+    it; `"a/b"` is b inside a. Or it is a function that makes the part of the
+    layer.
+
+    Attributes:
+        attention: self-attention.
+        attention_norm: its layer normalisation.
+        feedforward_norm: the layer normalisation of the feedforward network.
+        feedforward: dict of the layers of the feedforward network in turn, up
+            to the residual connection; from the name that files keep a part
+            under to the part.
+        after_attention: such a dict of what comes between attention and the
+            residual connection: dropout, layer scale. Defaults to nothing.
+        pre_norm: whether the layer normalises before attention and
+            feedforward network, or the attribute that says so. Defaults to
+            `True`.
+    """
+
+    attention: str
+    attention_norm: str
+    feedforward_norm: str
+    feedforward: dict
+    after_attention: dict = {}
+    pre_norm: bool | str = True
+
+
+# `keras_hub.layers.TransformerEncoder`, which many families are made of.
+TRANSFORMER_ENCODER = Parts(
+    attention="self_attention_layer",
+    attention_norm="self_attention_layer_norm",
+    after_attention={"attention_dropout": "self_attention_dropout"},
+    feedforward_norm="feedforward_layer_norm",
+    feedforward={
+        "intermediate": "feedforward_intermediate_dense",
+        "output_projection": "feedforward_output_dense",
+        "feedforward_dropout": "feedforward_dropout",
+    },
+    pre_norm="normalize_first",
+)
+
+
+class EncoderBlock(DenseBlock):
+    """An encoder layer of one attention and one feedforward network.
+
+    It shares the weights of the layer but for the layer normalisations, which
+    it copies. A family whose attention is no
+    `keras.layers.MultiHeadAttention` overrides `attend`, and
+    `attention_kernels` if its projections have other names.
+
+    Args:
+        layer: a built layer of KerasHub.
+        parts: its `Parts`.
+        **kwargs: see `keras.layers.Layer`.
+    """
+
+    def __init__(self, layer, parts, **kwargs):
+        super().__init__(**kwargs)
+        self.attention = find_part(layer, parts.attention)
+        self.attention_norm = copy_norm(
+            find_part(layer, parts.attention_norm), "attention_norm"
+        )
+        self.attention_steps = self._hold(layer, parts.after_attention)
+        self.feedforward_norm = copy_norm(
+            find_part(layer, parts.feedforward_norm), "feedforward_norm"
+        )
+        self.feedforward_steps = self._hold(layer, parts.feedforward)
+        self.pre_norm = parts.pre_norm
+        if isinstance(parts.pre_norm, str):
+            self.pre_norm = getattr(layer, parts.pre_norm)
+        self.built = True
+
+    def _hold(self, layer, parts):
+        """Keeps parts as attributes, because files name weights by them.
+
+        Returns:
+            A tuple of their names, each with whether it takes `training`.
+        """
+        for name, part in parts.items():
+            setattr(self, name, find_part(layer, part))
+        return tuple(
+            (name, "training" in inspect.signature(part.call).parameters)
+            for name in parts
+            for part in [getattr(self, name)]
+        )
+
+    def _run(self, steps, inputs, training):
+        outputs = inputs
+        for name, takes_training in steps:
+            arguments = {"training": training} if takes_training else {}
+            outputs = getattr(self, name)(outputs, **arguments)
+        return outputs
+
+    @property
+    def norms(self):
+        return [self.attention_norm, self.feedforward_norm]
+
+    def attention_input(self, inputs):
+        return self.attention_norm(inputs) if self.pre_norm else inputs
+
+    def attend(self, routed, training=None):
+        """Attention of the routed rows; of the shape of `routed.rows`."""
+        return attend(
+            self.attention,
+            routed.queries,
+            routed.context,
+            routed.mask,
+            training,
+        )
+
+    def residual_update(self, routed, training=None):
+        attended = self._run(
+            self.attention_steps, self.attend(routed, training), training
+        )
+        if self.pre_norm:
+            hidden = self.feedforward_norm(routed.rows + attended)
+            return attended + self._run(
+                self.feedforward_steps, hidden, training
+            )
+        hidden = self.attention_norm(routed.rows + attended)
+        outputs = self._run(self.feedforward_steps, hidden, training)
+        return self.feedforward_norm(hidden + outputs) - routed.rows
+
+    def kernels(self):
+        feedforward = [
+            getattr(self, name) for name, _ in self.feedforward_steps
+        ]
+        return BlockKernels(
+            **self.attention_kernels(), feedforward=dense_layers(*feedforward)
+        )
+
+    def attention_kernels(self):
+        """The fields of `BlockKernels` that are about attention."""
+        attention = self.attention
+        return {
+            "rows": (attention.query_dense, attention.output_dense),
+            "context": (attention.key_dense, attention.value_dense),
+            "num_heads": attention.num_heads,
+            "head_dim": attention.key_dim,
+            "absorbs": True,
+        }
+
+
+def find_part(layer, path):
+    """The part of a layer that a path of names leads to, or a function."""
+    if callable(path):
+        return path(layer)
+    part = layer
+    for name in path.split("/"):
+        # Parts without a public attribute have a public name: it is in every
+        # checkpoint.
+        found = {sublayer.name: sublayer for sublayer in sublayers(part)}
+        inner = getattr(part, name, None) or found.get(name)
+        if inner is None:
+            raise ValueError(
+                f"`Parts` names {path!r}, and {type(part).__name__} "
+                f"{part.name!r} has no {name!r}. It has: {sorted(found)}"
+            )
+        part = inner
+    return part
+
+
+def dense_layers(*layers):
+    """Layers, and those inside them, that multiply with a kernel."""
+    inside = [
+        sublayer
+        for layer in layers
+        for sublayer in sublayers(layer, recursive=True)
+    ]
+    return tuple(
+        layer for layer in [*layers, *inside] if hasattr(layer, "kernel")
+    )

@@ -1,0 +1,87 @@
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from keras_coda.conversion import registry
+
+
+class SupportedModel(NamedTuple):
+    """What `coda_wrap` makes of the models of one backbone class.
+
+    Attributes:
+        backbone: the name of the dense backbone class.
+        routed: what is routed, in words.
+        pinned: which tokens are always routed, in words.
+        tasks: tuple of the names of the task classes that can be converted.
+    """
+
+    backbone: str
+    routed: str
+    pinned: str
+    tasks: tuple
+
+
+class SupportedModels(tuple):
+    """A tuple of `SupportedModel` that prints as a table."""
+
+    def __str__(self):
+        table = Table(title="Models that keras_coda.coda_wrap converts")
+        for column in ("backbone", "routed", "always routed", "tasks"):
+            table.add_column(column)
+        for model in self:
+            tasks = "\n".join(model.tasks) or "none in KerasHub"
+            table.add_row(model.backbone, model.routed, model.pinned, tasks)
+        console = Console(width=100, color_system=None, force_jupyter=False)
+        with console.capture() as capture:
+            console.print(table)
+        return capture.get().rstrip("\n")
+
+    def to_markdown(self):
+        """The table in Markdown, as in `docs/families.md`."""
+        lines = [
+            "| backbone | routed | always routed | tasks |",
+            "| --- | --- | --- | --- |",
+        ]
+        for model in self:
+            tasks = ", ".join(model.tasks) or "none in KerasHub"
+            lines.append(
+                f"| {model.backbone} | {model.routed} | {model.pinned} | "
+                f"{tasks} |"
+            )
+        return "\n".join(lines) + "\n"
+
+
+def supported_models():
+    """Lists the KerasHub models that `coda_wrap` converts.
+
+    Of the installed KerasHub, and of families that you registered yourself.
+
+    Returns:
+        A tuple of `SupportedModel`, in alphabetical order. `print` it for a
+        table.
+
+    Example:
+
+    >>> for model in keras_coda.supported_models():
+    ...     if model.backbone == "T5Backbone":
+    ...         print(model.routed, model.pinned, model.tasks)
+    encoder nothing ('T5Seq2SeqLM',)
+    """
+    return SupportedModels(
+        SupportedModel(
+            backbone=dense_cls.__name__,
+            routed=coda_cls.family.routed,
+            pinned=coda_cls.family.pooled,
+            tasks=tuple(
+                sorted(
+                    task_cls.__name__.removeprefix("Coda")
+                    for task_cls in registry.tasks_of(coda_cls)
+                )
+            ),
+        )
+        for dense_cls, coda_cls in sorted(
+            registry.backbone_classes.items(),
+            key=lambda item: item[0].__name__.lower(),
+        )
+    )
