@@ -172,7 +172,7 @@ for _name in field_names(Settings):
 def router_fingerprints(backbone):
     """A number for each router's weights, to see whether they changed."""
     return tuple(
-        float(keras.ops.sum(keras.ops.abs(block.router.kernel)))
+        float(np.sum(np.abs(keras.ops.convert_to_numpy(block.router.kernel))))
         for block in backbone.conditional_blocks
         if block.router.kernel is not None
     )

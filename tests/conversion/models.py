@@ -24,47 +24,47 @@ def randomize(model, seed=0):
     return model
 
 
+BERT = {
+    "vocabulary_size": VOCABULARY_SIZE,
+    "num_layers": NUM_LAYERS,
+    "num_heads": 2,
+    "hidden_dim": HIDDEN_DIM,
+    "intermediate_dim": 32,
+    "max_sequence_length": 64,
+}
+
+
 def bert_backbone(seed=0, **kwargs):
-    backbone = keras_hub.models.BertBackbone(
-        **{
-            "vocabulary_size": VOCABULARY_SIZE,
-            "num_layers": NUM_LAYERS,
-            "num_heads": 2,
-            "hidden_dim": HIDDEN_DIM,
-            "intermediate_dim": 32,
-            "max_sequence_length": 64,
-            **kwargs,
-        }
-    )
+    backbone = keras_hub.models.BertBackbone(**{**BERT, **kwargs})
     return randomize(backbone, seed)
+
+
+T5 = {
+    "vocabulary_size": VOCABULARY_SIZE,
+    "num_layers": NUM_LAYERS,
+    "num_heads": 2,
+    "hidden_dim": HIDDEN_DIM,
+    "intermediate_dim": 32,
+}
 
 
 def t5_backbone(seed=0, **kwargs):
-    backbone = keras_hub.models.T5Backbone(
-        **{
-            "vocabulary_size": VOCABULARY_SIZE,
-            "num_layers": NUM_LAYERS,
-            "num_heads": 2,
-            "hidden_dim": HIDDEN_DIM,
-            "intermediate_dim": 32,
-            **kwargs,
-        }
-    )
+    backbone = keras_hub.models.T5Backbone(**{**T5, **kwargs})
     return randomize(backbone, seed)
 
 
+VIT = {
+    "image_shape": (IMAGE_SIZE, IMAGE_SIZE, 3),
+    "patch_size": 4,
+    "num_layers": NUM_LAYERS,
+    "num_heads": 2,
+    "hidden_dim": HIDDEN_DIM,
+    "mlp_dim": 32,
+}
+
+
 def vit_backbone(seed=0, **kwargs):
-    backbone = keras_hub.models.ViTBackbone(
-        **{
-            "image_shape": (IMAGE_SIZE, IMAGE_SIZE, 3),
-            "patch_size": 4,
-            "num_layers": NUM_LAYERS,
-            "num_heads": 2,
-            "hidden_dim": HIDDEN_DIM,
-            "mlp_dim": 32,
-            **kwargs,
-        }
-    )
+    backbone = keras_hub.models.ViTBackbone(**{**VIT, **kwargs})
     return randomize(backbone, seed)
 
 

@@ -1,32 +1,121 @@
-import pkgutil
+"""What every family has to show, on its tiny model."""
 
-from keras_coda.conversion import families
-from keras_coda.conversion.coda_backbone import CodaBackbone
-from keras_coda.conversion.coda_task import CodaTask
-from keras_coda.conversion.family import all_subclasses
-from tests.conversion import families as family_tests
+import keras
+import keras_hub
+import numpy as np
+import pytest
+
+import keras_coda
+from keras_coda.conversion import registry
+from tests.conversion.models import assert_close
+from tests.conversion.models import predict
+from tests.conversion.models import randomize
+from tests.conversion.tiny import tiny_models
+
+every_family = pytest.mark.parametrize(
+    "tiny", tiny_models().values(), ids=list(tiny_models())
+)
 
 
-def test_every_family_has_a_test():
-    names = {module.name for module in pkgutil.iter_modules(families.__path__)}
-    tests = {
-        module.name for module in pkgutil.iter_modules(family_tests.__path__)
-    }
-    assert names
-    assert {f"test_{name}" for name in names} <= tests
+def test_every_family_is_tested():
+    known = {cls.__name__ for cls in registry.backbone_classes}
+    assert known >= {"BertBackbone", "T5Backbone", "ViTBackbone"}
+    own = {"OwnBackbone"}
+    assert known - own == set(tiny_models())
 
 
-def test_every_family_is_whole():
-    for backbone_cls in all_subclasses(CodaBackbone):
-        dense = backbone_cls.family.backbone_cls
-        assert backbone_cls.__name__ == f"Coda{dense.__name__}"
-        tasks = [
-            task
-            for task in all_subclasses(CodaTask)
-            if task.backbone_cls is backbone_cls
-        ]
-        assert tasks, f"{backbone_cls.__name__} has no task"
-        for task in tasks:
-            dense_task = task.__bases__[1]
-            assert dense_task.backbone_cls is dense
-            assert task.__name__ == f"Coda{dense_task.__name__}"
+@every_family
+def test_dense_at_reduction_factor_1(tiny):
+    dense = tiny.make()
+    inputs = tiny.inputs()
+    expected = predict(dense, inputs)
+    coda = keras_coda.coda_wrap(dense, reduction_factor=1)
+    assert isinstance(coda, keras_coda.CodaBackbone)
+    assert isinstance(coda, type(dense))
+    assert coda.num_prefix_tokens == tiny.num_prefix_tokens
+    assert_close(predict(coda, inputs), expected, atol=tiny.exact)
+    for key in dense.get_config():
+        if key not in ("name", "trainable"):
+            value = getattr(coda, key, None)
+            if not isinstance(value, keras.layers.Layer):
+                assert value == getattr(dense, key, None), key
+
+
+@every_family
+def test_tasks_at_reduction_factor_1(tiny):
+    for dense, inputs in tiny.tasks(tiny.make()):
+        randomize(dense, seed=1)
+        expected = predict(dense, inputs)
+        coda = keras_coda.coda_wrap(dense, reduction_factor=1)
+        assert isinstance(coda, type(dense))
+        assert coda.preprocessor is dense.preprocessor
+        assert_close(predict(coda, inputs), expected, atol=tiny.exact)
+
+
+@every_family
+@pytest.mark.parametrize("attention", ["k_to_all", "k_to_k"])
+def test_padding_changes_nothing(tiny, attention):
+    if tiny.real is None:
+        pytest.skip("no padding")
+    coda = keras_coda.coda_wrap(
+        tiny.make(), reduction_factor=2, attention=attention
+    )
+    inputs = tiny.inputs(16)
+    expected = tiny.real(predict(coda, inputs), inputs)
+    # The same k = 8 of twice the length.
+    coda.reduction_factor = 4
+    padded = tiny.inputs(32)
+    outputs = tiny.real(predict(coda, padded), padded)
+    assert_close(outputs, expected)
+
+
+@every_family
+def test_reduction_changes_outputs(tiny):
+    coda = keras_coda.coda_wrap(tiny.make(), reduction_factor=1)
+    expected = keras.tree.flatten(predict(coda, tiny.inputs()))
+    coda.reduction_factor = 4
+    reduced = keras.tree.flatten(predict(coda, tiny.inputs()))
+    difference = [
+        np.abs(a - b).max()
+        for a, b in zip(reduced, expected)
+        if a.dtype != bool
+    ]
+    assert max(difference) > 1e-3
+
+
+@every_family
+def test_files(tiny, tmp_path):
+    coda = keras_coda.coda_wrap(tiny.make(), reduction_factor=2, adapter_dim=4)
+    for layer in coda.trained_layers():
+        randomize(layer, seed=2)
+    expected = predict(coda, tiny.inputs())
+    coda.save(tmp_path / "model.keras")
+    coda.save_to_preset(tmp_path / "preset")
+    coda.save_adapter(tmp_path / "adapter.safetensors")
+
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    preset = keras_hub.models.Backbone.from_preset(str(tmp_path / "preset"))
+    # The same pretrained weights in another object.
+    adapted = keras_coda.coda_wrap(tiny.make(), adapter_dim=4)
+    adapted.load_adapter(tmp_path / "adapter.safetensors")
+    trained = {w.path for w in coda.trainable_weights}
+    for copy in (loaded, preset, adapted):
+        assert type(copy) is type(coda)
+        assert copy.reduction_factor == 2
+        assert {w.path for w in copy.trainable_weights} == trained
+        assert_close(predict(copy, tiny.inputs()), expected)
+
+
+@every_family
+def test_files_of_tasks(tiny, tmp_path):
+    for dense, inputs in tiny.tasks(tiny.make()):
+        coda = keras_coda.coda_wrap(dense, reduction_factor=2)
+        randomize(coda, seed=2)
+        expected = predict(coda, inputs)
+        coda.save_to_preset(tmp_path / dense.name)
+        preset = type(dense).from_preset(str(tmp_path / dense.name))
+        assert type(preset) is type(coda)
+        assert_close(predict(preset, inputs), expected)
+        coda.save(tmp_path / "task.keras")
+        loaded = keras.models.load_model(tmp_path / "task.keras", compile=False)
+        assert_close(predict(loaded, inputs), expected)

@@ -1,0 +1,65 @@
+"""One tiny model of each family, for all tests: `tiny_models()`.
+
+A module of this package is named after the module of the family and holds a
+list `MODELS` of `TinyModel`.
+"""
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Callable
+
+import keras_hub
+
+from tests.conversion.models import randomize
+
+
+@dataclasses.dataclass(frozen=True)
+class TinyModel:
+    """How to make a tiny dense model of a family, and what to feed it.
+
+    Args:
+        backbone: the name of a class of `keras_hub.models`.
+        config: the arguments of the class, or a function that returns them.
+        inputs: function of the sequence length (12 by default) that returns a
+            batch of three rows for the backbone. The real tokens are the same
+            for every length.
+        tasks: function of a dense backbone that returns pairs of each KerasHub
+            task and its inputs.
+        real: optional function of outputs and inputs that returns what padding
+            must not change. `None` for families without padding.
+        num_prefix_tokens: what `coda.num_prefix_tokens` has to be.
+        exact: the largest difference to the dense model at r = 1.
+    """
+
+    backbone: str
+    config: dict | Callable
+    inputs: Callable
+    tasks: Callable = lambda backbone: []
+    real: Callable | None = None
+    num_prefix_tokens: int | str = 0
+    exact: float = 1e-5
+
+    def make(self, seed=0, **kwargs):
+        """A dense backbone whose weights all matter."""
+        config = self.config() if callable(self.config) else self.config
+        backbone_cls = getattr(keras_hub.models, self.backbone)
+        return randomize(backbone_cls(**{**config, **kwargs}), seed)
+
+
+def _collect():
+    found = {}
+    for module in pkgutil.iter_modules(__path__):
+        models = importlib.import_module(f"{__name__}.{module.name}").MODELS
+        found |= {tiny.backbone: tiny for tiny in models}
+    return found
+
+
+def tiny_models():
+    """The table, by the name of the dense backbone class."""
+    if not _TABLE:
+        _TABLE.update(_collect())
+    return _TABLE
+
+
+_TABLE = {}
