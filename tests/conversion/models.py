@@ -12,6 +12,9 @@ IMAGE_SIZE = 16
 # Where padding begins in each row of a batch.
 LENGTHS = (12, 7, 12)
 
+# For masked language models: of the last row, the last token.
+MASK_POSITIONS = np.array([[1, 3], [0, 2], [5, 11]])
+
 
 def randomize(model, seed=0):
     """Gives every weight a size that a test cannot overlook."""
@@ -86,6 +89,19 @@ def bert_inputs(length=12, lengths=LENGTHS):
         "segment_ids": np.zeros_like(token_ids),
         "padding_mask": padding_mask,
     }
+
+
+def roberta_inputs(length=12, lengths=LENGTHS):
+    token_ids, padding_mask = tokens(length, lengths)
+    return {"token_ids": token_ids, "padding_mask": padding_mask}
+
+
+def real_tokens(outputs, inputs):
+    """The outputs of a text encoder that padding must not change."""
+    real = inputs["padding_mask"].astype(bool)
+    if not isinstance(outputs, dict):
+        return outputs[real]
+    return [outputs["pooled_output"], outputs["sequence_output"][real]]
 
 
 def t5_inputs(length=12, lengths=LENGTHS):

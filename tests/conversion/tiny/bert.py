@@ -1,19 +1,19 @@
 import keras_hub
-import numpy as np
 
 from tests.conversion.models import BERT
+from tests.conversion.models import MASK_POSITIONS
 from tests.conversion.models import bert_inputs
+from tests.conversion.models import real_tokens
 from tests.conversion.tiny import TinyModel
 
 
 def tasks(backbone):
     inputs = bert_inputs()
-    mask_positions = np.array([[1, 3], [0, 2], [5, 11]])
     return [
         (keras_hub.models.BertTextClassifier(backbone, num_classes=3), inputs),
         (
             keras_hub.models.BertMaskedLM(backbone),
-            {**inputs, "mask_positions": mask_positions},
+            {**inputs, "mask_positions": MASK_POSITIONS},
         ),
         (keras_hub.models.BertTextEmbedder(backbone), inputs),
     ]
@@ -25,10 +25,7 @@ MODELS = [
         BERT,
         bert_inputs,
         tasks,
-        real=lambda outputs, inputs: [
-            outputs["pooled_output"],
-            outputs["sequence_output"][inputs["padding_mask"].astype(bool)],
-        ],
+        real=real_tokens,
         num_prefix_tokens=1,
     )
 ]
