@@ -30,7 +30,8 @@ from keras import ops
 
 import keras_coda
 from keras_coda.conversion.trained_weights import trained_weights
-from keras_coda.training.block_states import block_states
+from keras_coda.layers.routing_scope import RoutingScope
+from keras_coda.training import observation
 from keras_coda.training.calibrate import observe_updates
 from keras_coda.training.calibrate import ridge_regression
 
@@ -79,13 +80,15 @@ class AnnealEpsilon(keras.callbacks.Callback):
 
 
 def block_inputs(coda, inputs):
-    states = block_states(coda.backbone).predict(
-        inputs, batch_size=64, verbose=0
-    )
-    return [
-        (block, states[block.name][0])
-        for block in coda.backbone.conditional_blocks
-    ]
+    """What the router of each block reads."""
+    blocks = coda.backbone.conditional_blocks
+    hidden = [[] for _ in blocks]
+    for batch in observation.batches(inputs, 64):
+        with RoutingScope() as scope:
+            coda.backbone(observation.to_tensors(batch), training=False)
+        for block, parts in zip(blocks, hidden):
+            parts.append(observation.to_numpy(scope.record(block).hidden))
+    return list(zip(blocks, map(np.concatenate, hidden)))
 
 
 def gradient_share(coda, inputs):
@@ -104,7 +107,7 @@ def gradient_share(coda, inputs):
             scores,
             k,
             epsilon=router.epsilon,
-            solver=router.method,
+            solver=router.router,
             mask=mask,
         )
         _, best = torch.topk(scores.detach(), k)

@@ -135,7 +135,7 @@ def _description(model):
         ]
         summary = model.trainable_summary(print_fn=lambda text: None)
         rows |= {
-            "family": type(backbone).family.backbone_cls.__name__,
+            "family": type(backbone).dense_cls.__name__,
             "reduction factor of each block": ", ".join(map(str, factors)),
             "attention": backbone.attention,
             "router": backbone.router,

@@ -2,7 +2,6 @@
 
 from keras_coda.conversion.coda_backbone import CodaBackbone
 from keras_coda.conversion.coda_wrap import coda_wrap
-from keras_coda.conversion.encoder_block import TRANSFORMER_ENCODER
 from keras_coda.conversion.encoder_block import EncoderBlock
 from keras_coda.conversion.encoder_block import Parts
 from keras_coda.conversion.family import Family
@@ -11,7 +10,6 @@ from keras_coda.conversion.registration import register_task
 from keras_coda.conversion.supported_models import supported_models
 
 __all__ = [
-    "TRANSFORMER_ENCODER",
     "CodaBackbone",
     "EncoderBlock",
     "Family",

@@ -22,9 +22,10 @@ class AdaptedLayer(PartlyFrozen, keras.layers.Layer):
     """
 
     def __init__(self, layer, hidden_dim, adapter_settings, **kwargs):
+        # Keras asks `call` for it.
+        self.signature = inspect.signature(layer.call)
         super().__init__(**kwargs)
         self.layer = layer
-        self.layer_signature = inspect.signature(layer.call)
         self.adapter = ParallelAdapter(
             dtype=self.dtype_policy, name="adapter", **adapter_settings
         )
@@ -35,11 +36,33 @@ class AdaptedLayer(PartlyFrozen, keras.layers.Layer):
     def trained_layers(self):
         return [self.adapter]
 
-    def call(self, *args, **kwargs):
+    @property
+    def call(self):
+        """The computation, with the signature of the layer's `call`.
+
+        Keras refuses tensors and numbers together in `**kwargs`, which are the
+        arguments of cached decoding.
+        """
+
+        def call(*args, **kwargs):
+            return self._adapt(*args, **kwargs)
+
+        call.__signature__ = self.signature
+        return call
+
+    def _adapt(self, *args, **kwargs):
         outputs = self.layer(*args, **kwargs)
-        arguments = self.layer_signature.bind(*args, **kwargs).arguments
-        first = next(iter(arguments.values()))
-        update = self.adapter(keras.tree.flatten(first)[0])
+        inputs = first_tensor(self.signature, *args, **kwargs)
+        update = self.adapter(inputs)
         if isinstance(outputs, (list, tuple)):
             return (outputs[0] + update, *outputs[1:])
         return outputs + update
+
+    def compute_output_spec(self, *args, **kwargs):
+        return self.layer.compute_output_spec(*args, **kwargs)
+
+
+def first_tensor(signature, *args, **kwargs):
+    """The first tensor of a call, in the order of the signature."""
+    arguments = signature.bind(*args, **kwargs).arguments
+    return keras.tree.flatten(next(iter(arguments.values())))[0]

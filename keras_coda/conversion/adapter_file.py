@@ -14,7 +14,9 @@ import safetensors
 from keras import ops
 from safetensors.numpy import save_file
 
+from keras_coda.conversion.serialization import is_serialized
 from keras_coda.conversion.trained_weights import backbone_of
+from keras_coda.conversion.trained_weights import name_weights
 from keras_coda.conversion.trained_weights import trained_weights
 
 FORMAT = "keras_coda_adapter"
@@ -68,40 +70,38 @@ def load_adapter(model, path):
 def _settings(backbone):
     """What must be the same in the file and the model."""
     config = backbone.get_config()
-    dense = config.pop("backbone")
     # The reduction factor may be changed at any time, and is loaded.
-    for key in ("name", "trainable", "reduction_factor"):
-        config.pop(key)
-    architecture = {
-        key: value
-        for key, value in dense["config"].items()
-        if key not in ("name", "trainable", "dtype")
-    }
-    settings = {
-        "backbone class": dense["class_name"],
-        **{f"backbone {key}": value for key, value in architecture.items()},
-        **config,
-    }
+    config.pop("reduction_factor")
     # Tuples become lists, as in a file.
-    return json.loads(json.dumps(settings))
+    return json.loads(json.dumps(_flat(config)))
+
+
+def _flat(config):
+    """A config in which what is in a nested model comes after its name."""
+    settings = {}
+    for key, value in config.items():
+        if is_serialized(value):
+            settings[f"{key} class"] = value["class_name"]
+            settings |= {
+                f"{key} {inner_key}": inner
+                for inner_key, inner in _flat(value["config"]).items()
+            }
+        elif key not in ("name", "trainable", "dtype"):
+            settings[key] = value
+    return settings
 
 
 def _backbone_samples(backbone):
     """A few entries of each frozen weight, by name in the file."""
     trained_ids = {id(weight) for weight in trained_weights(backbone).values()}
+    frozen = [w for w in backbone.weights if id(w) not in trained_ids]
     samples = {}
-    for weight in backbone.weights:
-        if id(weight) in trained_ids:
-            continue
+    for name, weight in name_weights(backbone, frozen).items():
         size = int(np.prod(weight.shape))
         positions = np.linspace(0, size - 1, _NUM_SAMPLES).astype("int32")
         # Taken on the device: a frozen weight can be large.
         flat = ops.reshape(ops.convert_to_tensor(weight), (-1,))
-        name = f"backbone/{weight.path}"
-        # T5's encoder and decoder each have a "self_attention/embeddings".
-        while name in samples:
-            name += "'"
-        samples[name] = _to_float32(ops.take(flat, positions))
+        samples[f"backbone/{name}"] = _to_float32(ops.take(flat, positions))
     return samples
 
 

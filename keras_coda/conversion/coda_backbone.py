@@ -11,6 +11,9 @@ from keras_coda.conversion.coda_model import CodaModel
 from keras_coda.conversion.coda_model import router_fingerprints
 from keras_coda.conversion.graph import convert_graph
 from keras_coda.conversion.norms import is_norm
+from keras_coda.conversion.serialization import copy_model
+from keras_coda.conversion.serialization import serialize_uncompiled
+from keras_coda.conversion.serialization import with_dtype
 from keras_coda.conversion.settings import Settings
 from keras_coda.layers.block_settings import documents_settings
 from keras_coda.layers.block_settings import takes_settings
@@ -69,7 +72,7 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
             backbone = keras.saving.deserialize_keras_object(backbone)
         elif settings.lora_rank is not None:
             # LoRA changes the projections, which would else be shared.
-            backbone = _copy_model(backbone)
+            backbone = copy_model(backbone)
         family = self.family
         if settings.lora_rank is not None:
             validate_positive_integer("lora_rank", settings.lora_rank)
@@ -104,8 +107,11 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
         for name, value in graph.values.items():
             setattr(self, name, value)
         self.settings = settings
+        # What KerasHub puts before the names of a tower's layers, if the tower
+        # was given a name.
+        self.name_prefix = f"{backbone.name}_"
         # As text, because Keras tracks what is inside a dict attribute.
-        self._dense_config = json.dumps(_serialize_uncompiled(backbone))
+        self._dense_config = json.dumps(serialize_uncompiled(backbone))
         self._followers = weakref.WeakSet()
         # What a file holds may have been calibrated or trained.
         self._new_routers = router_fingerprints(self) if is_new else None
@@ -116,16 +122,26 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
         return conditional_blocks(self)
 
     @property
+    def nested_backbones(self):
+        """The converted backbones inside, by the attributes that hold them."""
+        attributes = {id(value): name for name, value in vars(self).items()}
+        return {
+            attributes.get(id(layer), layer.name): layer
+            for layer in self.layers
+            if isinstance(layer, CodaBackbone)
+        }
+
+    @property
     def named_blocks(self):
         """The conditional blocks by name, in order.
 
-        Names of blocks in nested backbones begin with the backbone's name.
+        Names of blocks in a nested backbone begin with the attribute that holds
+        it.
         """
         nested = {
-            id(block): f"{layer.name}/{name}"
-            for layer in self.layers
-            if isinstance(layer, CodaBackbone)
-            for name, block in layer.named_blocks.items()
+            id(block): f"{attribute}/{name.removeprefix(backbone.name_prefix)}"
+            for attribute, backbone in self.nested_backbones.items()
+            for name, block in backbone.named_blocks.items()
         }
         return {
             nested.get(id(block), block.name): block
@@ -201,33 +217,5 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
         # `from_preset(..., dtype=...)` arrives here.
         dtype = config.pop("dtype", None)
         if dtype is not None:
-            config["backbone"] = _with_dtype(config["backbone"], dtype)
+            config["backbone"] = with_dtype(config["backbone"], dtype)
         return cls(**config)
-
-
-def _with_dtype(serialized, dtype):
-    """A serialised backbone, and those inside it, in another dtype."""
-    config = {
-        key: _with_dtype(value, dtype) if _is_serialized(value) else value
-        for key, value in serialized["config"].items()
-    }
-    return {**serialized, "config": {**config, "dtype": dtype}}
-
-
-def _is_serialized(value):
-    """Whether a config's value is that of a model with a dtype."""
-    config = value.get("config") if isinstance(value, dict) else None
-    return isinstance(config, dict) and "dtype" in config
-
-
-def _copy_model(model):
-    copy = keras.saving.deserialize_keras_object(_serialize_uncompiled(model))
-    copy.set_weights(model.get_weights())
-    return copy
-
-
-def _serialize_uncompiled(model):
-    """The config of a model, without what `compile` and `build` add."""
-    serialized = keras.saving.serialize_keras_object(model)
-    keys = ("module", "class_name", "config", "registered_name")
-    return {key: serialized[key] for key in keys}

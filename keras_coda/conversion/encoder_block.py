@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from keras_coda._keras_internals import sublayers
 from keras_coda.conversion.norms import copy_norm
+from keras_coda.conversion.norms import is_norm
 from keras_coda.layers import BlockKernels
 from keras_coda.layers import DenseBlock
 from keras_coda.layers.attend import attend
@@ -29,6 +30,19 @@ class Parts(NamedTuple):
         pre_norm: whether the layer normalises before attention and
             feedforward network, or the attribute that says so. Defaults to
             `True`.
+        causal: whether no token attends to those after it, or the attribute
+            that says so. Defaults to `False`.
+
+    Example:
+
+    >>> parts = keras_coda.conversion.Parts(
+    ...     attention="mha",
+    ...     attention_norm="layer_norm_1",
+    ...     feedforward_norm="layer_norm_2",
+    ...     feedforward={"feedforward": "mlp"},
+    ... )
+    >>> parts.pre_norm
+    True
     """
 
     attention: str
@@ -37,6 +51,7 @@ class Parts(NamedTuple):
     feedforward: dict
     after_attention: dict = {}
     pre_norm: bool | str = True
+    causal: bool | str = False
 
 
 # `keras_hub.layers.TransformerEncoder`, which many families are made of.
@@ -53,6 +68,19 @@ TRANSFORMER_ENCODER = Parts(
     pre_norm="normalize_first",
 )
 
+# The layers of CLIP and of models made after it.
+CLIP_ENCODER = Parts(
+    attention="attention",
+    attention_norm="layer_norm_1",
+    feedforward_norm="layer_norm_2",
+    feedforward={
+        "intermediate": "dense_1",
+        "activation": "activation",
+        "output_projection": "dense_2",
+    },
+    causal="use_causal_mask",
+)
+
 
 class EncoderBlock(DenseBlock):
     """An encoder layer of one attention and one feedforward network.
@@ -64,11 +92,20 @@ class EncoderBlock(DenseBlock):
 
     Args:
         layer: a built layer of KerasHub.
-        parts: its `Parts`.
+        parts: its `Parts`. Defaults to those of
+            `keras_hub.layers.TransformerEncoder`.
         **kwargs: see `keras.layers.Layer`.
+
+    Example:
+
+    >>> layer = keras_hub.layers.TransformerEncoder(32, num_heads=2)
+    >>> layer.build((None, None, 16))
+    >>> block = keras_coda.conversion.EncoderBlock(layer)
+    >>> print(tuple(block(np.ones((2, 5, 16))).shape))
+    (2, 5, 16)
     """
 
-    def __init__(self, layer, parts, **kwargs):
+    def __init__(self, layer, parts=TRANSFORMER_ENCODER, **kwargs):
         super().__init__(**kwargs)
         self.attention = find_part(layer, parts.attention)
         self.attention_norm = copy_norm(
@@ -79,9 +116,8 @@ class EncoderBlock(DenseBlock):
             find_part(layer, parts.feedforward_norm), "feedforward_norm"
         )
         self.feedforward_steps = self._hold(layer, parts.feedforward)
-        self.pre_norm = parts.pre_norm
-        if isinstance(parts.pre_norm, str):
-            self.pre_norm = getattr(layer, parts.pre_norm)
+        self.pre_norm = _flag(layer, parts.pre_norm)
+        self.causal = _flag(layer, parts.causal)
         self.built = True
 
     def _hold(self, layer, parts):
@@ -91,7 +127,9 @@ class EncoderBlock(DenseBlock):
             A tuple of their names, each with whether it takes `training`.
         """
         for name, part in parts.items():
-            setattr(self, name, find_part(layer, part))
+            found = find_part(layer, part)
+            copied = is_norm(found)
+            setattr(self, name, copy_norm(found, name) if copied else found)
         return tuple(
             (name, "training" in inspect.signature(part.call).parameters)
             for name in parts
@@ -107,7 +145,13 @@ class EncoderBlock(DenseBlock):
 
     @property
     def norms(self):
-        return [self.attention_norm, self.feedforward_norm]
+        steps = (*self.attention_steps, *self.feedforward_steps)
+        parts = [getattr(self, name) for name, _ in steps]
+        return [
+            self.attention_norm,
+            self.feedforward_norm,
+            *filter(is_norm, parts),
+        ]
 
     def attention_input(self, inputs):
         return self.attention_norm(inputs) if self.pre_norm else inputs
@@ -123,6 +167,8 @@ class EncoderBlock(DenseBlock):
         )
 
     def residual_update(self, routed, training=None):
+        if self.causal:
+            routed = routed.without_later()
         attended = self._run(
             self.attention_steps, self.attend(routed, training), training
         )
@@ -153,6 +199,10 @@ class EncoderBlock(DenseBlock):
             "head_dim": attention.key_dim,
             "absorbs": True,
         }
+
+
+def _flag(layer, value):
+    return getattr(layer, value) if isinstance(value, str) else value
 
 
 def find_part(layer, path):

@@ -9,6 +9,7 @@ import pkgutil
 from collections.abc import Callable
 
 from keras_coda.conversion.adapted_layer import AdaptedLayer
+from keras_coda.conversion.encoder_block import TRANSFORMER_ENCODER
 from keras_coda.conversion.encoder_block import EncoderBlock
 from keras_coda.conversion.encoder_block import Parts
 from keras_coda.layers import ConditionalTransformerBlock
@@ -21,9 +22,8 @@ class Family:
     Args:
         backbone: the backbone class, or the name of a class of
             `keras_hub.models`, which an older KerasHub may lack.
-        parts: `Parts` of the encoder layers. Not needed by a family of which
-            only nested backbones are routed, nor by a `block_cls` that takes
-            none.
+        parts: `Parts` of the encoder layers. Defaults to those of
+            `keras_hub.layers.TransformerEncoder`.
         blocks: function of the backbone that lists the encoder layers to
             route, one for each call; or the name of the attribute that does;
             or `None` if only nested backbones are routed. Defaults to
@@ -55,17 +55,14 @@ class Family:
     Example:
 
     >>> family = keras_coda.conversion.Family(
-    ...     backbone="ElectraBackbone",
-    ...     parts=keras_coda.conversion.TRANSFORMER_ENCODER,
-    ...     num_prefix_tokens=1,
-    ...     pooled="[CLS]",
+    ...     backbone="ElectraBackbone", num_prefix_tokens=1, pooled="[CLS]"
     ... )
     >>> family.blocks
     'transformer_layers'
     """
 
     backbone: type | str
-    parts: Parts | None = None
+    parts: Parts = TRANSFORMER_ENCODER
     blocks: Callable | str | None = "transformer_layers"
     block_cls: type = EncoderBlock
     layer_cls: type = ConditionalTransformerBlock

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import inspect
 from typing import Any
 from typing import NamedTuple
 
@@ -9,6 +10,9 @@ import keras
 import keras_hub
 
 from keras_coda.conversion import registry
+from keras_coda.conversion.adapted_layer import first_tensor
+from keras_coda.conversion.feature_extractor import FeatureExtractor
+from keras_coda.conversion.layer_names import is_made_up
 from keras_coda.conversion.norms import copy_norm
 from keras_coda.conversion.norms import is_norm
 from keras_coda.layers.set_reduction_factor import per_block_reduction_factors
@@ -96,6 +100,13 @@ class _Replacer:
         self.family = family
         self.settings = settings
         self.pinned = None
+        # Where several layers run parts that may be named alike, the parts are
+        # named after them too.
+        running = [x for x in backbone.layers if type(x).__name__ in family.run]
+        self.has_alike = len(running) > 1
+        self.prefix = ""
+        self.nested = _nested_backbones(backbone)
+        self.attributes = {id(x): name for name, x in vars(backbone).items()}
         # From the id of a layer to what replaced it, call by call.
         self.replacements = collections.defaultdict(list)
         factors = iter(
@@ -112,7 +123,7 @@ class _Replacer:
                 next(factors)
                 for _ in range(count_blocks(layer, _family_of(layer)))
             ]
-            for layer in _nested_backbones(backbone)
+            for layer in self.nested
         }
         self.decoder_ids = {
             id(layer) for layer in family.list_decoder_blocks(backbone)
@@ -121,15 +132,15 @@ class _Replacer:
     def call(self, layer, *args, **kwargs):
         run = self.family.run.get(type(layer).__name__)
         if run is not None:
-            return run(layer, self.call, *args, **kwargs)
+            self.prefix = f"{layer.name}_" if self.has_alike else ""
+            outputs = run(layer, self.call, *args, **kwargs)
+            self.prefix = ""
+            return outputs
         if id(layer) in self.block_factors:
             if self.pinned is not None:
                 kwargs["pinned"] = self.pinned
             return self._make_block(layer)(*args, **kwargs)
-        made = self.replacements[id(layer)]
-        if not made:
-            made.append(self._replacement(layer, args, kwargs))
-        return made[0](*args, **kwargs)
+        return self._replace(layer, *args, **kwargs)(*args, **kwargs)
 
     def replaced(self, value):
         """An attribute's layers, or lists of them, as they were replaced."""
@@ -148,7 +159,8 @@ class _Replacer:
 
     def _make_block(self, layer):
         made = self.replacements[id(layer)]
-        name = f"{layer.name}_{len(made)}" if made else layer.name
+        name = self.prefix + layer.name
+        name = f"{name}_{len(made)}" if made else name
         dtype = layer.dtype_policy
         family = self.family
         # The scope gives the weights that are made now the paths that those
@@ -169,11 +181,17 @@ class _Replacer:
             )
         return made[-1]
 
+    def _replace(self, layer, *args, **kwargs):
+        made = self.replacements[id(layer)]
+        if not made:
+            made.append(self._replacement(layer, args, kwargs))
+        return made[0]
+
     def _replacement(self, layer, args, kwargs):
         """What takes the place of a layer that is no encoder block."""
         settings = self.settings
         if id(layer) in self.decoder_ids:
-            first = keras.tree.flatten([args, kwargs])[0]
+            first = first_tensor(inspect.signature(layer.call), *args, **kwargs)
             with keras.name_scope(layer.name):
                 return self.family.decoder_cls(
                     layer,
@@ -194,16 +212,38 @@ class _Replacer:
             return registry.backbone_classes[type(layer)](
                 layer, name=layer.name, **nested
             )
-        return copy_norm(layer, layer.name) if is_norm(layer) else layer
+        for backbone in self.nested:
+            if _is_part_of_pyramid(layer, backbone):
+                return FeatureExtractor(
+                    self._replace(backbone), list(layer.output), name=layer.name
+                )
+        if is_norm(layer):
+            name = layer.name
+            if is_made_up(layer):
+                name = self.attributes.get(id(layer), name)
+            return copy_norm(layer, self.prefix + name)
+        return layer
 
 
 def _nested_backbones(backbone):
-    return [
-        layer
-        for layer in backbone.layers
-        if isinstance(layer, keras_hub.models.Backbone)
-        and type(layer) in registry.backbone_classes
-    ]
+    """The backbones of known families that a backbone calls or holds."""
+    held = [*backbone.layers, *_attributes(backbone).values()]
+    found = {
+        id(value): value
+        for value in held
+        if isinstance(value, keras_hub.models.Backbone)
+        and type(value) in registry.backbone_classes
+    }
+    return list(found.values())
+
+
+def _is_part_of_pyramid(layer, backbone):
+    """Whether a layer is a model of some pyramid outputs of a backbone."""
+    outputs = layer.output if isinstance(layer, keras.Model) else None
+    pyramid = getattr(backbone, "pyramid_outputs", {})
+    return isinstance(outputs, dict) and all(
+        pyramid.get(key) is tensor for key, tensor in outputs.items()
+    )
 
 
 def _family_of(backbone):
@@ -216,9 +256,27 @@ def _own_attributes(backbone):
     known = {*vars(plain), "_is_compiled"}
     return {
         name: value
-        for name, value in vars(backbone).items()
+        for name, value in _attributes(backbone).items()
         if name not in known
     }
+
+
+def _attributes(backbone):
+    """All that the backbone holds.
+
+    On PyTorch `vars` lacks the layers that it got after it was made, such as
+    a nested backbone that is not called itself.
+    """
+    arguments = {
+        name: getattr(backbone, name, None)
+        for name in inspect.signature(type(backbone)).parameters
+    }
+    layers = {
+        name: value
+        for name, value in arguments.items()
+        if isinstance(value, keras.layers.Layer)
+    }
+    return {**vars(backbone), **layers}
 
 
 def _consists_of(value, cls):

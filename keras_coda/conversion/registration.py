@@ -34,9 +34,7 @@ def register_family(family):
 
     >>> class OwnBackbone(keras_hub.models.BertBackbone):
     ...     pass
-    >>> family = keras_coda.conversion.Family(
-    ...     OwnBackbone, keras_coda.conversion.TRANSFORMER_ENCODER
-    ... )
+    >>> family = keras_coda.conversion.Family(OwnBackbone)
     >>> print(keras_coda.conversion.register_family(family).__name__)
     CodaOwnBackbone
     """

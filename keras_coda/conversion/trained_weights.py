@@ -1,7 +1,11 @@
 """Which weights of a converted model are trained and belong to a task."""
 
+import re
+
 from keras import ops
 
+from keras_coda._keras_internals import sublayers
+from keras_coda.conversion.layer_names import base_names
 from keras_coda.layers.partly_frozen import lora_layers
 from keras_coda.layers.partly_frozen import lora_weights
 
@@ -17,28 +21,55 @@ def trained_weights(model):
     The paths of a task's head start with `head/`.
     """
     backbone = backbone_of(model)
-    weights = _trained_in_backbone(backbone)
+    trained = [w for x in backbone.trained_layers() for w in x.weights]
+    trained += [w for x in lora_layers(backbone) for w in lora_weights(x)]
+    weights = name_weights(backbone, trained)
     if model is not backbone:
         for weight in head_variables(model):
             weights[f"head/{weight.path}"] = weight
     return weights
 
 
-def _trained_in_backbone(backbone):
-    """By path; those of nested backbones after the backbone's name."""
-    weights, nested_ids = {}, set()
-    for layer in backbone.layers:
-        if hasattr(layer, "trained_layers") and hasattr(layer, "family"):
-            inside = _trained_in_backbone(layer)
-            nested_ids |= {id(weight) for weight in inside.values()}
-            weights |= {
-                f"{layer.name}/{path}": weight
-                for path, weight in inside.items()
-            }
-    trained = [w for x in backbone.trained_layers() for w in x.weights]
-    trained += [w for x in lora_layers(backbone) for w in lora_weights(x)]
-    own = {w.path: w for w in trained if id(w) not in nested_ids}
-    return own | weights
+def name_weights(backbone, weights):
+    """Names for weights of a converted backbone, for files.
+
+    Their paths, those of nested backbones after the attribute that holds the
+    backbone; without what depends on what else was made in the same process:
+    the names of backbones, and the numbers of layers and weights without a
+    name.
+
+    Returns:
+        A dict from name to weight.
+    """
+    named, nested_ids = {}, set()
+    for attribute, nested in backbone.nested_backbones.items():
+        ids = {id(weight) for weight in nested.weights}
+        inside = [weight for weight in weights if id(weight) in ids]
+        nested_ids |= ids
+        named |= {
+            f"{attribute}/{name}": weight
+            for name, weight in name_weights(nested, inside).items()
+        }
+    prefix = backbone.name_prefix
+    if not all(
+        weight.path.startswith(prefix)
+        for weight in backbone.weights
+        if id(weight) not in nested_ids
+    ):
+        prefix = ""
+    bases = base_names(sublayers(backbone, recursive=True))
+    own = {}
+    for weight in weights:
+        if id(weight) in nested_ids:
+            continue
+        parts = weight.path.removeprefix(prefix).split("/")
+        name = "/".join(bases.get(part, part) for part in parts)
+        name = re.sub(r"/variable_\d+$", "/variable", name)
+        # T5's encoder and decoder each have a "self_attention/embeddings".
+        while name in own:
+            name += "'"
+        own[name] = weight
+    return own | named
 
 
 def head_variables(task):

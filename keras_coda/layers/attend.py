@@ -53,6 +53,63 @@ def attend(attention, queries, context, attention_mask=None, training=None):
     return attention.output_dense(attended)
 
 
+def attend_heads(
+    query,
+    key,
+    value,
+    mask=None,
+    bias=None,
+    scale=None,
+    soft_cap=None,
+    dropout=None,
+    training=None,
+):
+    """Attention of rows that are projected to heads already.
+
+    Args:
+        query: tensor of shape `(batch_size, k, num_heads, head_dim)`.
+        key: tensor of shape `(batch_size, m, num_key_heads, head_dim)`. Each
+            of its heads serves a group of neighbouring query heads.
+        value: tensor of the shape of `key`.
+        mask: optional bool tensor that broadcasts to `(batch_size, k, m)`.
+        bias: optional tensor of that shape, added to the scores; not both.
+        scale: float. Defaults to `head_dim**-0.5`.
+        soft_cap: optional float, beyond which no score gets, by way of tanh.
+        dropout: optional `keras.layers.Dropout` of the attention weights.
+        training: bool, whether dropout is active.
+
+    Returns:
+        Tensor of the shape of `query`.
+    """
+    mask, bias = (
+        x if x is None else ops.expand_dims(x, 1) for x in (mask, bias)
+    )
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
+    group = query.shape[2] // key.shape[2]
+    if group > 1:
+        key, value = (ops.repeat(x, group, axis=2) for x in (key, value))
+    dropped = training and dropout is not None and dropout.rate > 0
+    if soft_cap is None and not dropped:
+        return ops.dot_product_attention(
+            query, key, value, mask=mask, bias=bias, scale=scale
+        )
+    scores = ops.einsum("bkhe,bmhe->bhkm", query * scale, key)
+    # As in fused attention: at least float32.
+    scores = ops.cast(
+        scores, keras.backend.result_type(scores.dtype, "float32")
+    )
+    if soft_cap is not None:
+        scores = ops.tanh(scores / soft_cap) * soft_cap
+    if bias is not None:
+        scores = scores + ops.cast(bias, scores.dtype)
+    weights = ops.softmax(mask_scores(scores, mask), axis=-1)
+    weights = ops.cast(weights, value.dtype)
+    if dropped:
+        weights = dropout(weights, training=True)
+    return ops.einsum("bhkm,bmhe->bkhe", weights, value)
+
+
 def can_absorb(query_shape, context_shape, *projections):
     """Whether `attend_absorbed` is worth it, see `is_worth_absorbing`.
 

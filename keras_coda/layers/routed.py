@@ -108,6 +108,13 @@ class Routed(NamedTuple):
             self.positions, 2
         )
 
+    def without_later(self):
+        """The same, with no row attending to what comes after it."""
+        mask = self.distances <= 0
+        if self.mask is not None:
+            mask = ops.logical_and(mask, self.mask)
+        return self._replace(mask=mask)
+
     def pairs(self, values):
         """What belongs to these rows and context of a value for each pair.
 

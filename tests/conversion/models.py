@@ -24,6 +24,12 @@ def randomize(model, seed=0):
         if weight.name in ("gamma", "weight"):
             value += 1.0
         weight.assign(value)
+    # DINOv2 resizes its position embeddings to the images, and back for files.
+    weights = {weight.path: weight for weight in model.weights}
+    for path, weight in weights.items():
+        if weight.name == "interpolated_position_embeddings":
+            original = weights[path.replace("interpolated_", "")]
+            weight.assign(keras.ops.convert_to_numpy(original))
     return model
 
 

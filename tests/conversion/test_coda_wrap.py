@@ -1,9 +1,15 @@
+import dataclasses
+import warnings
+
 import keras
 import keras_hub
 import numpy as np
 import pytest
 
 import keras_coda
+from keras_coda.conversion import registry
+from keras_coda.conversion.unsupported import UNSUPPORTED
+from tests.conversion.models import BERT
 from tests.conversion.models import assert_close
 from tests.conversion.models import bert_backbone
 from tests.conversion.models import bert_inputs
@@ -57,8 +63,7 @@ def test_wrapping_twice():
     ],
 )
 def test_unsupported_models(model):
-    match = "BertBackbone.*T5Backbone.*ViTBackbone.*adding_a_family"
-    with pytest.raises(TypeError, match=match):
+    with pytest.raises(TypeError, match="must be a KerasHub backbone or task"):
         keras_coda.coda_wrap(model)
 
 
@@ -71,17 +76,144 @@ def test_unsupported_backbone():
         intermediate_dim=8,
         max_sequence_length=8,
     )
-    with pytest.raises(TypeError, match="of type GPT2Backbone"):
+    with pytest.raises(TypeError, match="GPT2Backbone is not among") as error:
+        keras_coda.coda_wrap(backbone)
+    assert "adding_a_family" in str(error.value)
+    assert "ViTImageClassifier" in str(error.value)
+
+
+def test_backbones_that_cannot_be_routed():
+    for name in UNSUPPORTED:
+        backbone_cls = getattr(keras_hub.models, name)
+        assert backbone_cls not in registry.backbone_classes
+    backbone = keras_hub.models.FNetBackbone(10, 1, 8, 16)
+    with pytest.raises(TypeError, match="FNetBackbone cannot be.*Fourier"):
         keras_coda.coda_wrap(backbone)
 
 
-def test_task_of_an_own_class():
-    class OwnClassifier(keras_hub.models.BertTextClassifier):
+@pytest.fixture
+def own_registry(monkeypatch):
+    """What a test registers is forgotten after it."""
+    for name in ("backbone_classes", "task_classes", "missing_families"):
+        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
+
+
+def test_task_of_an_own_class(own_registry, tmp_path):
+    class OwnTask(keras_hub.models.BertTextClassifier):
         pass
 
-    task = OwnClassifier(bert_backbone(), num_classes=2)
-    with pytest.raises(TypeError, match="BertMaskedLM.*model.backbone"):
+    task = OwnTask(bert_backbone(), num_classes=2)
+    with pytest.raises(TypeError, match="BertMaskedLM.*register_task"):
         keras_coda.coda_wrap(task)
+    keras_coda.conversion.register_task(OwnTask)
+    coda = keras_coda.coda_wrap(task, reduction_factor=1)
+    assert isinstance(coda, OwnTask)
+    assert_close(predict(coda, bert_inputs()), predict(task, bert_inputs()))
+    coda.save(tmp_path / "own.keras")
+    loaded = keras.models.load_model(tmp_path / "own.keras", compile=False)
+    assert type(loaded) is type(coda)
+    with pytest.raises(TypeError, match="`task_cls` must be a subclass"):
+        keras_coda.conversion.register_task(keras_hub.models.GPT2CausalLM)
+
+
+def test_backbone_of_an_own_class(own_registry):
+    class OwnBert(keras_hub.models.BertBackbone):
+        pass
+
+    backbone = OwnBert(**BERT)
+    with pytest.raises(TypeError, match="subclass of BertBackbone.*OwnBert"):
+        keras_coda.coda_wrap(backbone)
+    # As the error says.
+    family = keras_coda.models.CodaBertBackbone.family
+    register_family = keras_coda.conversion.register_family
+    register_family(dataclasses.replace(family, backbone=OwnBert))
+    assert isinstance(keras_coda.coda_wrap(backbone), OwnBert)
+    with pytest.raises(TypeError, match="`family.backbone` must be"):
+        register_family(dataclasses.replace(family, backbone=keras.Model))
+    missing = dataclasses.replace(family, backbone="FutureBackbone")
+    assert register_family(missing) is None
+    assert registry.missing_families["FutureBackbone"] is missing
+
+
+def test_a_subclass_of_the_converted_class_changes_nothing():
+    class Own(keras_coda.models.CodaBertBackbone):
+        pass
+
+    coda = keras_coda.coda_wrap(bert_backbone())
+    assert type(coda) is keras_coda.models.CodaBertBackbone
+
+
+def test_converted_task_around_a_dense_backbone():
+    with pytest.raises(TypeError, match="`backbone` must be a model that"):
+        keras_coda.models.CodaBertTextClassifier(bert_backbone(), num_classes=2)
+
+
+def test_attention_can_be_changed():
+    task = keras_coda.coda_wrap(
+        keras_hub.models.BertTextClassifier(bert_backbone(), num_classes=2)
+    )
+    randomize(task, seed=1)
+    to_all = predict(task, bert_inputs())
+    task.attention = "k_to_k"
+    assert task.backbone.attention == "k_to_k"
+    assert task.backbone.get_config()["attention"] == "k_to_k"
+    to_k = predict(task, bert_inputs())
+    assert np.abs(to_k - to_all).max() > 1e-3
+    task.backbone.attention = "k_to_all"
+    assert_close(predict(task, bert_inputs()), to_all)
+    with pytest.raises(ValueError, match="`attention` must be one of"):
+        task.attention = "k_to_n"
+
+
+@pytest.mark.parametrize("name", ["adapter_dim", "router", "epsilon"])
+def test_settings_that_cannot_be_changed(name):
+    task = keras_coda.coda_wrap(
+        keras_hub.models.BertTextClassifier(bert_backbone(), num_classes=2),
+        adapter_dim=4,
+    )
+    assert task.adapter_dim == task.backbone.adapter_dim == 4
+    for model in (task, task.backbone):
+        with pytest.raises(AttributeError, match=f"coda_wrap.*{name}=2"):
+            setattr(model, name, 2)
+
+
+def warned(model):
+    """Whether predicting warns of routers that were never fitted."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        predict(model, bert_inputs())
+    return any("routers of this model" in str(w.message) for w in caught)
+
+
+def test_predicting_with_new_routers_warns_once(tmp_path):
+    coda = keras_coda.coda_wrap(bert_backbone(), reduction_factor=1)
+    assert not warned(coda)
+    coda.reduction_factor = 4
+    assert warned(coda)
+    assert not warned(coda)
+
+    calibrated = keras_coda.coda_wrap(bert_backbone())
+    keras_coda.training.calibrate(calibrated, bert_inputs(), num_passes=2)
+    assert not warned(calibrated)
+    calibrated.save(tmp_path / "model.keras")
+    assert not warned(keras.models.load_model(tmp_path / "model.keras"))
+    # Nothing is learned.
+    assert not warned(keras_coda.coda_wrap(bert_backbone(), router="first_k"))
+
+
+def test_supported_models():
+    models = keras_coda.supported_models()
+    names = [model.backbone for model in models]
+    assert names == sorted(names, key=str.lower)
+    assert {"AlbertBackbone", "T5Backbone"} <= set(names)
+    bert = models[names.index("BertBackbone")]
+    assert bert.pinned == "[CLS]"
+    assert bert.tasks == (
+        "BertMaskedLM",
+        "BertTextClassifier",
+        "BertTextEmbedder",
+    )
+    assert "BertTextEmbedder" in str(models)
 
 
 def test_backbone_in_a_model_of_ones_own():

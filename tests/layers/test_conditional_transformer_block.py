@@ -4,6 +4,9 @@ import pytest
 
 from keras_coda.layers import ConditionalTransformerBlock
 from keras_coda.layers import TransformerBlock
+from keras_coda.layers.routed import BlockRouting
+from keras_coda.layers.routed import Rows
+from keras_coda.layers.routing_scope import RoutingScope
 from tests import reference
 from tests.backend_helpers import JIT_COMPILE
 from tests.backend_helpers import jit
@@ -414,8 +417,77 @@ def test_a_block_that_is_no_dense_block():
 
 def test_masks_of_the_wrong_shape():
     layer = random_layer()
-    with pytest.raises(ValueError, match="`mask` must have shape"):
+    with pytest.raises(ValueError, match="`padding_mask` must have shape"):
         layer(INPUTS, padding_mask=PADDING_MASK[:, :9])
     for shape in ((4, 10), (4, 10, 9), (3, 10, 10)):
         with pytest.raises(ValueError, match="`attention_mask` must have"):
             layer(INPUTS, attention_mask=np.ones(shape, bool))
+
+
+# Routing that is given, watched and pinned
+
+
+@ATTENTIONS
+def test_route_takes_a_routing_and_hands_one_out(attention):
+    tensors = keras.ops.convert_to_tensor(INPUTS)
+    layer = random_layer(attention=attention)
+    expected, routing = layer.route(tensors, padding_mask=PADDING_MASK)
+    assert routing.weights.shape == routing.rows.indices.shape == (4, 4)
+    other = random_layer(attention=attention)
+    other.router.kernel.assign(-layer.router.kernel)
+    outputs, same = other.route(
+        tensors, padding_mask=PADDING_MASK, routing=routing
+    )
+    assert same is routing
+    assert_close(to_numpy(outputs), to_numpy(expected))
+
+
+def test_a_scope_records_and_chooses():
+    tensors = keras.ops.convert_to_tensor(INPUTS)
+    layer = random_layer()
+    expected, routing = layer.route(tensors, padding_mask=PADDING_MASK)
+    with RoutingScope() as scope:
+        layer(INPUTS, padding_mask=PADDING_MASK)
+    record = scope.record(layer)
+    assert_close(to_numpy(record.outputs), to_numpy(expected))
+    assert_close(to_numpy(record.inputs), INPUTS)
+    np.testing.assert_array_equal(
+        to_numpy(record.routing.rows.indices), to_numpy(routing.rows.indices)
+    )
+    everything = BlockRouting(keras.ops.ones((4, 10)), Rows())
+    with RoutingScope(lambda *call: everything) as scope:
+        chosen = layer(INPUTS)
+        with RoutingScope():
+            # The inner scope has the router choose.
+            assert_close(to_numpy(layer(INPUTS)), to_numpy(layer(INPUTS)))
+    layer.reduction_factor = 1
+    assert_close(to_numpy(chosen), to_numpy(layer(INPUTS)))
+    assert scope.record(layer).routing is everything
+
+
+@BLOCKS
+@ATTENTIONS
+def test_pinned_tokens(block_settings, attention):
+    prefix = random_layer(
+        block_settings, attention=attention, num_prefix_tokens=2
+    )
+    pinning = random_layer(block_settings, attention=attention)
+    pinned = np.tile(np.arange(10) < 2, (4, 1))
+    assert_close(
+        to_numpy(pinning(INPUTS, padding_mask=PADDING_MASK, pinned=pinned)),
+        to_numpy(prefix(INPUTS, padding_mask=PADDING_MASK)),
+    )
+
+
+@BLOCKS
+@pytest.mark.parametrize("reduction_factor", [1, 3])
+def test_half_precision_around_a_block_in_float32(
+    block_settings, reduction_factor
+):
+    block = TransformerBlock(4, 16, dtype="float32", **block_settings)
+    layer = ConditionalTransformerBlock(
+        block, reduction_factor, dtype="bfloat16", shortcut_dim=2
+    )
+    outputs = layer(keras.ops.cast(INPUTS, "bfloat16"))
+    assert keras.backend.standardize_dtype(outputs.dtype) == "bfloat16"
+    assert np.all(np.isfinite(to_numpy(outputs)))

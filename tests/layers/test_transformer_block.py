@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from keras_coda.layers import DenseBlock
+from keras_coda.layers import Routed
 from keras_coda.layers import TransformerBlock
 from tests import reference
 from tests.backend_helpers import to_numpy
@@ -149,6 +150,6 @@ def test_a_block_of_your_own_has_to_say_what_it_does():
     with pytest.raises(NotImplementedError):
         block.attention_input(INPUTS)
     with pytest.raises(NotImplementedError):
-        block.residual_update(INPUTS, INPUTS, INPUTS)
+        block.residual_update(Routed(INPUTS, INPUTS, INPUTS))
     with pytest.raises(NotImplementedError):
         block.norms

@@ -3,7 +3,6 @@
 Each depth gets a router, an adapter and layer normalisations of its own.
 """
 
-from keras_coda.conversion.encoder_block import TRANSFORMER_ENCODER
 from keras_coda.conversion.family import Family
 from keras_coda.conversion.registration import register_family
 
@@ -22,7 +21,6 @@ def blocks(backbone):
 register_family(
     Family(
         backbone="AlbertBackbone",
-        parts=TRANSFORMER_ENCODER,
         blocks=blocks,
         num_prefix_tokens=1,
         pooled="[CLS]",

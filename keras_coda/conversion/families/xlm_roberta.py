@@ -1,13 +1,11 @@
 """XLM-RoBERTa: post-LN blocks, KerasHub's `TransformerEncoder`."""
 
-from keras_coda.conversion.encoder_block import TRANSFORMER_ENCODER
 from keras_coda.conversion.family import Family
 from keras_coda.conversion.registration import register_family
 
 register_family(
     Family(
         backbone="XLMRobertaBackbone",
-        parts=TRANSFORMER_ENCODER,
         num_prefix_tokens=1,
         pooled="<s>",
     )

@@ -4,6 +4,9 @@ import pytest
 from keras import ops
 
 import keras_coda
+from keras_coda.conversion.families.t5 import bias_of_pairs
+from keras_coda.layers import Routed
+from keras_coda.layers.routed import Rows
 from tests.conversion.families.family_test import FamilyTest
 from tests.conversion.models import HIDDEN_DIM
 from tests.conversion.models import NUM_LAYERS
@@ -63,10 +66,19 @@ class TestT5(FamilyTest):
 
     def test_position_bias_of_routed_tokens(self):
         coda = keras_coda.coda_wrap(self.dense_backbone())
-        block = coda.conditional_blocks[0]
-        bias = block.block.position_bias(12)
+        bias = coda.conditional_blocks[0].block.position_bias(12)
         indices = np.array([[3, 0, 11], [7, 8, 2]])
-        gathered = block.gather_position_bias(bias, indices, indices)
+        rows = Rows(ops.convert_to_tensor(indices))
+        states = np.zeros((2, 3, HIDDEN_DIM))
+        routed = Routed(
+            states,
+            states,
+            states,
+            query_rows=rows,
+            context_rows=rows,
+            shared=bias,
+        )
+        gathered = bias_of_pairs(routed)
         for row, routed in enumerate(indices):
             expected = ops.convert_to_numpy(bias)[0][:, routed][:, :, routed]
             assert_close(ops.convert_to_numpy(gathered[row]), expected)

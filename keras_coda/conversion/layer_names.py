@@ -1,0 +1,24 @@
+"""The names that Keras makes up, which it numbers within a process."""
+
+import collections
+import re
+
+
+def base_names(layers):
+    """Made-up names without their numbers, by name."""
+    # Keras never makes up a name twice: a "dense_1" in each block is given.
+    counts = collections.Counter(layer.name for layer in layers)
+    return {
+        layer.name: _base(layer)
+        for layer in layers
+        if is_made_up(layer) and counts[layer.name] == 1
+    }
+
+
+def is_made_up(layer):
+    """Whether a name looks like one that Keras made up."""
+    return _base(layer).replace("_", "") == type(layer).__name__.lower()
+
+
+def _base(layer):
+    return re.sub(r"_\d+$", "", layer.name)
