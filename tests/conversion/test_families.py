@@ -10,6 +10,9 @@ import pytest
 import keras_coda
 from keras_coda.conversion import families
 from keras_coda.conversion import registry
+from keras_coda.conversion.trained_weights import trained_weights
+from keras_coda.layers import ParallelAdapter
+from keras_coda.layers import TokenRouter
 from tests.conversion import tiny as tiny_package
 from tests.conversion.models import assert_close
 from tests.conversion.models import predict
@@ -146,3 +149,75 @@ def test_files_of_tasks(tiny, tmp_path):
         coda.save(tmp_path / "task.keras")
         loaded = keras.models.load_model(tmp_path / "task.keras", compile=False)
         assert_close(predict(loaded, inputs), expected)
+
+
+def fit(model, inputs):
+    """Fits the float outputs of a model to random targets."""
+    outputs = keras.tree.flatten(model(model.input))
+    outputs = [x for x in outputs if "float" in x.dtype]
+    model = keras.Model(model.input, outputs)
+    rng = np.random.default_rng(0)
+    targets = [
+        rng.normal(size=x.shape).astype("float32")
+        for x in keras.tree.flatten(model.predict(inputs, verbose=0))
+    ]
+    model.compile(optimizer=keras.optimizers.Adam(1e-2), loss="mse")
+    history = model.fit(inputs, targets, epochs=3, verbose=0)
+    assert np.all(np.isfinite(history.history["loss"]))
+
+
+@every_family
+def test_fit_trains_what_it_should(tiny):
+    dense = tiny.make(dtype="mixed_bfloat16")
+    inputs = tiny.inputs()
+    expected = predict(dense, inputs)
+    # Soft enough for every router to get a gradient here.
+    coda = keras_coda.coda_wrap(dense, reduction_factor=3, epsilon=1.0)
+    assert coda.dtype_policy.name == "mixed_bfloat16"
+    before = coda.get_weights()
+    trained = {id(weight) for weight in trained_weights(coda).values()}
+    fit(coda, inputs)
+    for weight, old, new in zip(coda.weights, before, coda.get_weights()):
+        changed = not np.array_equal(old, new)
+        assert changed == (id(weight) in trained), weight.path
+    kinds = {type(layer) for layer in coda.trained_layers()}
+    assert {ParallelAdapter, TokenRouter} < kinds
+    assert all(
+        layer.compute_dtype == "float32"
+        for layer in coda.trained_layers()
+        if isinstance(layer, TokenRouter)
+    )
+    # The model that was converted computes what it did.
+    assert_close(predict(dense, inputs), expected, atol=0)
+
+
+@every_family
+def test_calibrate_and_align(tiny):
+    dense, inputs = tiny.make(), tiny.inputs()
+    coda = keras_coda.coda_wrap(dense, reduction_factor=2, shortcut_dim=4)
+    fitted = keras_coda.training.calibrate(coda, inputs, num_passes=2)
+    assert list(fitted) == list(coda.named_blocks)
+    for values in fitted.values():
+        assert set(values) == {"shortcut", "router"}
+        assert values["shortcut"] > 0
+    before = {
+        path: keras.ops.convert_to_numpy(weight)
+        for path, weight in trained_weights(coda).items()
+    }
+    history = keras_coda.training.align(
+        coda, dense, inputs, epochs=2, verbose=0
+    )
+    assert np.isfinite(history.history["hidden_error"][0])
+    for path, weight in trained_weights(coda).items():
+        changed = not np.array_equal(
+            before[path], keras.ops.convert_to_numpy(weight)
+        )
+        # What comes after the last block, a decoder say, is not observed.
+        in_block = any(
+            id(weight) == id(own)
+            for block in coda.conditional_blocks
+            for layer in block.trained_layers()
+            for own in layer.weights
+        )
+        if in_block:
+            assert changed, path

@@ -123,14 +123,21 @@ class Checks:
         self.plan = []
         self.expected = {}
 
-    def export(self, model, name, format, sizes, **kwargs):
-        """Exports a model, to be checked with batches of these sizes."""
+    def export(self, model, name, format, sizes=(), inputs=None, **kwargs):
+        """Exports a model, to be checked with batches of these sizes.
+
+        Or with the one batch of `inputs`.
+        """
         path = self.folder / f"{name}{FORMATS[format].suffix}"
         keras_coda.export(model, path, format, verbose=False, **kwargs)
         named = named_model(model, kwargs.get("outputs"))
         batches = []
-        for number, size in enumerate(sizes):
-            inputs = make_inputs(model, *size)
+        all_inputs = [make_inputs(model, *size) for size in sizes]
+        if inputs is not None:
+            if not isinstance(inputs, dict):
+                inputs = {model.input_names[0]: inputs}
+            all_inputs.append(inputs)
+        for number, inputs in enumerate(all_inputs):
             outputs = predict(model, inputs)
             inputs_path = self.folder / f"{name}-{number}-inputs.npz"
             outputs_path = self.folder / f"{name}-{number}-outputs.npz"

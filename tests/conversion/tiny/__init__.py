@@ -30,6 +30,7 @@ class TinyModel:
             must not change. `None` for families without padding.
         num_prefix_tokens: what `coda.num_prefix_tokens` has to be.
         exact: the largest difference to the dense model at r = 1.
+        export_arguments: keyword arguments that `keras_coda.export` needs.
     """
 
     backbone: str
@@ -39,6 +40,7 @@ class TinyModel:
     real: Callable | None = None
     num_prefix_tokens: int | str = 0
     exact: float = 1e-5
+    export_arguments: dict = dataclasses.field(default_factory=dict)
 
     def make(self, seed=0, **kwargs):
         """A dense backbone whose weights all matter."""
