@@ -52,7 +52,7 @@ class ReductionCallback(keras.callbacks.Callback):
         self._step = -1
         self._stage = None
         self._compiled = {}
-        self.model._reduction_callback = self
+        self.model.reduction_callback = self
 
     def on_epoch_begin(self, epoch, logs=None):
         self._first_step = self._step + 1
@@ -74,7 +74,7 @@ class ReductionCallback(keras.callbacks.Callback):
         """Gives the model the reduction factors that it had before `fit`."""
         if self._targets is not None:
             set_reduction_factor(self.model, self._targets)
-            self.model._reduction_callback = None
+            self.model.reduction_callback = None
             self._targets = None
             self._compiled = None
 

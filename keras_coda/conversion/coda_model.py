@@ -22,7 +22,7 @@ class CodaModel:
     """Mixin of `CodaBackbone` and `CodaTask`."""
 
     # The callback that changes the reduction factor during `fit`, if any.
-    _reduction_callback = None
+    reduction_callback = None
 
     def fit(self, *args, **kwargs):
         """Trains the model; see `keras.Model.fit`."""
@@ -32,8 +32,8 @@ class CodaModel:
             return super().fit(*args, **kwargs)
         finally:
             # Keras does not call `on_train_end` when training is interrupted.
-            if self._reduction_callback is not None:
-                self._reduction_callback.restore()
+            if self.reduction_callback is not None:
+                self.reduction_callback.restore()
 
     def predict(self, *args, **kwargs):
         """Computes outputs; see `keras.Model.predict`."""
@@ -152,7 +152,9 @@ def _fixed_setting(name):
     """A property of a setting that a model is converted with."""
 
     def get(self):
-        return getattr(backbone_of(self).settings, name)
+        backbone = backbone_of(self)
+        # EdRec has an `epsilon` of its own.
+        return vars(backbone).get(name, getattr(backbone.settings, name))
 
     def refuse(self, value):
         raise AttributeError(

@@ -135,7 +135,7 @@ class Checks:
         all_inputs = [make_inputs(model, *size) for size in sizes]
         if inputs is not None:
             if not isinstance(inputs, dict):
-                inputs = {model.input_names[0]: inputs}
+                inputs = {model.inputs[0].name: inputs}
             all_inputs.append(inputs)
         for number, inputs in enumerate(all_inputs):
             outputs = predict(model, inputs)

@@ -1,0 +1,6 @@
+from tests.conversion.models import VOCABULARY_SIZE
+from tests.conversion.towers import two_towers
+
+MODELS = two_towers(
+    "CLIP", VOCABULARY_SIZE - 1, num_prefix_tokens=1, projection_dim=8
+)

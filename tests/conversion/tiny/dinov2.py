@@ -1,0 +1,30 @@
+from tests.conversion.models import HIDDEN_DIM
+from tests.conversion.models import IMAGE_SIZE
+from tests.conversion.models import NUM_LAYERS
+from tests.conversion.models import vit_inputs
+from tests.conversion.tiny import TinyModel
+
+# KerasHub names the layers of a model that has a name after it. A model gets
+# one when it is loaded from a file.
+DINOV2 = {
+    "patch_size": 4,
+    "num_layers": NUM_LAYERS,
+    "hidden_dim": HIDDEN_DIM,
+    "num_heads": 2,
+    "intermediate_dim": 32,
+    "layer_scale_init_value": 0.5,
+    "num_register_tokens": 2,
+    "drop_path_rate": 0.1,
+    "image_shape": (IMAGE_SIZE, IMAGE_SIZE, 3),
+    "position_embedding_shape": (IMAGE_SIZE, IMAGE_SIZE),
+    "name": "dinov2",
+}
+
+MODELS = [
+    TinyModel(
+        "DINOV2Backbone",
+        DINOV2,
+        lambda length=None: {"images": vit_inputs()},
+        num_prefix_tokens=3,
+    )
+]

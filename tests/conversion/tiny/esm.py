@@ -1,0 +1,39 @@
+import keras_hub
+import numpy as np
+
+from tests.conversion.models import BERT
+from tests.conversion.models import tokens
+from tests.conversion.tiny import TinyModel
+
+
+def inputs(length=12):
+    # No padding at the default length: with it the dense model is another on
+    # every backend. On JAX and TensorFlow it masks queries in the place of
+    # keys, so that real tokens attend to padding.
+    return {"token_ids": tokens(length, (12, 12, 12))[0]}
+
+
+def tasks(backbone):
+    mask_positions = np.array([[1, 3], [0, 2], [5, 11]])
+    return [
+        (
+            keras_hub.models.ESMProteinClassifier(backbone, num_classes=3),
+            inputs(),
+        ),
+        (
+            keras_hub.models.ESMMaskedPLM(backbone),
+            {**inputs(), "mask_positions": mask_positions},
+        ),
+    ]
+
+
+MODELS = [
+    TinyModel(
+        "ESMBackbone",
+        {**BERT, "use_pre_layer_norm": True},
+        inputs,
+        tasks,
+        real=lambda outputs, inputs: outputs[inputs["token_ids"] != 0],
+        num_prefix_tokens=1,
+    )
+]

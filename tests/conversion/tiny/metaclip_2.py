@@ -1,0 +1,3 @@
+from tests.conversion.towers import two_towers
+
+MODELS = two_towers("MetaCLIP2", 2, num_prefix_tokens=1, projection_dim=8)

@@ -1,0 +1,41 @@
+"""The documents say what the code does."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import keras_coda
+
+ROOT = pathlib.Path(keras_coda.__file__).parents[1]
+
+
+def test_adding_a_family(tmp_path):
+    """The page's code runs, in a process of its own: it registers classes."""
+    page = (ROOT / "docs/adding_a_family.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) > 4
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(blocks))
+    process = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+
+
+def test_families():
+    """In a process of its own: other tests register families."""
+    script = "import make_families; print(make_families.content(), end='')"
+    process = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT / "docs",
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert process.stdout == (ROOT / "docs/families.md").read_text()
