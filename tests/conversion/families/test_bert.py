@@ -7,55 +7,17 @@ from tests.conversion.families.family_test import FamilyTest
 from tests.conversion.models import HIDDEN_DIM
 from tests.conversion.models import NUM_LAYERS
 from tests.conversion.models import assert_close
-from tests.conversion.models import bert_backbone
 from tests.conversion.models import bert_inputs
 from tests.conversion.models import predict
 
 
 class TestBert(FamilyTest):
+    backbone = "BertBackbone"
     num_prefix_tokens = 1
-
-    def dense_backbone(self, **kwargs):
-        return bert_backbone(**kwargs)
-
-    def inputs(self):
-        return bert_inputs()
-
-    def dense_tasks(self, backbone):
-        inputs = self.inputs()
-        mask_positions = np.array([[1, 3], [0, 2], [5, 11]])
-        return [
-            (
-                keras_hub.models.BertTextClassifier(backbone, num_classes=3),
-                inputs,
-            ),
-            (
-                keras_hub.models.BertMaskedLM(backbone),
-                {**inputs, "mask_positions": mask_positions},
-            ),
-            (keras_hub.models.BertTextEmbedder(backbone), inputs),
-        ]
 
     def norm_parameters(self):
         return (1 + 2 * NUM_LAYERS) * 2 * HIDDEN_DIM
 
-    @pytest.mark.parametrize("attention", ["k_to_all", "k_to_k"])
-    def test_padding_invariance(self, attention):
-        coda = keras_coda.coda_wrap(
-            self.dense_backbone(), reduction_factor=2, attention=attention
-        )
-        outputs = predict(coda, bert_inputs(length=16))
-        # The same k = 8 of twice the length.
-        coda.reduction_factor = 4
-        padded = predict(coda, bert_inputs(length=32))
-        real = bert_inputs(length=16)["padding_mask"].astype(bool)
-        assert_close(
-            padded["sequence_output"][:, :16][real],
-            outputs["sequence_output"][real],
-        )
-        assert_close(padded["pooled_output"], outputs["pooled_output"])
-
-    # Keras warns of the softmax over one key.
     @pytest.mark.filterwarnings("ignore:.*softmax over axis:UserWarning")
     @pytest.mark.filterwarnings("ignore:Exception enc.*Softmax:UserWarning")
     def test_lengths_and_an_empty_row(self):

@@ -1,6 +1,5 @@
 import keras_hub
 import numpy as np
-import pytest
 from keras import ops
 
 import keras_coda
@@ -13,21 +12,12 @@ from tests.conversion.models import NUM_LAYERS
 from tests.conversion.models import assert_close
 from tests.conversion.models import predict
 from tests.conversion.models import randomize
-from tests.conversion.models import t5_backbone
 from tests.conversion.models import t5_inputs
 
 
 class TestT5(FamilyTest):
+    backbone = "T5Backbone"
     num_dense_adapters = 2 * NUM_LAYERS
-
-    def dense_backbone(self, **kwargs):
-        return t5_backbone(**kwargs)
-
-    def inputs(self):
-        return t5_inputs()
-
-    def dense_tasks(self, backbone):
-        return [(keras_hub.models.T5Seq2SeqLM(backbone), self.inputs())]
 
     def norm_parameters(self):
         return (2 + 2 * NUM_LAYERS + 3 * NUM_LAYERS) * HIDDEN_DIM
@@ -37,21 +27,6 @@ class TestT5(FamilyTest):
         expected = predict(dense, self.inputs())
         coda = keras_coda.coda_wrap(dense, reduction_factor=1)
         assert_close(predict(coda, self.inputs()), expected)
-
-    @pytest.mark.parametrize("attention", ["k_to_all", "k_to_k"])
-    def test_padding_invariance(self, attention):
-        coda = keras_coda.coda_wrap(
-            self.dense_backbone(), reduction_factor=2, attention=attention
-        )
-        outputs = predict(coda, t5_inputs(length=16))
-        # The same k = 8 of twice the length.
-        coda.reduction_factor = 4
-        padded = predict(coda, t5_inputs(length=32))
-        real = t5_inputs(length=16)["encoder_padding_mask"].astype(bool)
-        key = "encoder_sequence_output"
-        assert_close(padded[key][:, :16][real], outputs[key][real])
-        key = "decoder_sequence_output"
-        assert_close(padded[key], outputs[key])
 
     def test_few_queries_absorb_the_projections(self):
         coda = keras_coda.coda_wrap(
@@ -125,3 +100,21 @@ class TestT5(FamilyTest):
             task.compile(sampler="greedy")
         outputs = task.generate(self.prompt(), stop_token_ids=None)
         return ops.convert_to_numpy(outputs["decoder_token_ids"])
+
+    def test_float16_with_padding(self):
+        # KerasHub's own T5 gives NaN there.
+        coda = keras_coda.coda_wrap(
+            self.dense_backbone(dtype="float16"), reduction_factor=2
+        )
+        exact = keras_coda.coda_wrap(self.dense_backbone(), reduction_factor=2)
+        exact.set_weights(coda.get_weights())
+        for attention in ("k_to_all", "k_to_k"):
+            coda.attention = exact.attention = attention
+            for name, output in predict(coda, self.inputs()).items():
+                assert np.all(np.isfinite(output)), name
+        coda.reduction_factor = exact.reduction_factor = 1
+        expected = predict(exact, self.inputs())
+        for name, output in predict(coda, self.inputs()).items():
+            np.testing.assert_allclose(
+                output.astype("float32"), expected[name], rtol=0.1, atol=0.1
+            )

@@ -1,34 +1,14 @@
-import keras_hub
-
 import keras_coda
 from tests.conversion.families.family_test import FamilyTest
 from tests.conversion.models import HIDDEN_DIM
 from tests.conversion.models import NUM_LAYERS
 from tests.conversion.models import assert_close
 from tests.conversion.models import predict
-from tests.conversion.models import vit_backbone
-from tests.conversion.models import vit_inputs
 
 
 class TestViT(FamilyTest):
+    backbone = "ViTBackbone"
     num_prefix_tokens = 1
-
-    def dense_backbone(self, **kwargs):
-        return vit_backbone(**kwargs)
-
-    def inputs(self):
-        return vit_inputs()
-
-    def dense_tasks(self, backbone):
-        return [
-            (
-                keras_hub.models.ViTImageClassifier(
-                    backbone, num_classes=3, pooling=pooling
-                ),
-                self.inputs(),
-            )
-            for pooling in ("token", "gap")
-        ]
 
     def norm_parameters(self):
         return (1 + 2 * NUM_LAYERS) * 2 * HIDDEN_DIM
