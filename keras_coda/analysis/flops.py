@@ -87,7 +87,8 @@ def flops(
     Args:
         model: what `keras_coda.coda_wrap` made, a backbone or a task.
         sequence_length: int. Number of tokens n, a ViT's class token included.
-            Defaults to that of the model's inputs, where it is fixed.
+            Defaults to that of the model's inputs, where it is fixed. In a
+            model of several stacks it is for those whose inputs leave it open.
         batch_size: int. Defaults to `1`.
         reduction_factor: optional number >= 1, or list with one per block, to
             count at. Defaults to the model's own.
@@ -125,14 +126,14 @@ def flops(
     validate_converted("model", model)
     backbone = backbone_of(model)
     blocks = backbone.conditional_blocks
-    if sequence_length is None:
-        sequence_length = keras.tree.flatten(blocks[0].output)[0].shape[1]
-    if sequence_length is None:
+    if sequence_length is not None:
+        validate_positive_integer("sequence_length", sequence_length)
+    lengths = list(_block_lengths(backbone, sequence_length))
+    if None in lengths:
         raise ValueError(
             "`sequence_length` must be given: the model takes sequences of "
             "any length."
         )
-    n = validate_positive_integer("sequence_length", sequence_length)
     validate_positive_integer("batch_size", batch_size)
     if reduction_factor is None:
         reduction_factor = backbone.reduction_factor
@@ -142,32 +143,49 @@ def flops(
     reduction_factors = per_block_reduction_factors(
         reduction_factor, len(blocks)
     )
-    lengths = (n, decoder_sequence_length or n)
+    sizes = (lengths, decoder_sequence_length, batch_size)
     ones = [1] * len(blocks)
-    adapters = _count(backbone, ones, "k_to_all", *lengths, batch_size)
-    coda = _count(backbone, reduction_factors, attention, *lengths, batch_size)
+    adapters = _count(backbone, ones, "k_to_all", *sizes)
+    coda = _count(backbone, reduction_factors, attention, *sizes)
     dense = {**adapters, "adapter": 0, "shortcut": 0, "router": 0}
+    tokens = " and ".join(str(n) for n in dict.fromkeys(lengths))
     values = ", ".join(f"{r:g}" for r in dict.fromkeys(reduction_factors))
     return Flops(
         dense,
         adapters,
         coda,
-        title=f"{batch_size} x {n} tokens, r = {values}, {attention}",
+        title=f"{batch_size} x {tokens} tokens, r = {values}, {attention}",
     )
 
 
+def _block_lengths(backbone, sequence_length):
+    """How many tokens each block gets; `None` where that is open."""
+    for block in backbone.conditional_blocks:
+        fixed = keras.tree.flatten(block.output)[0].shape[1]
+        if backbone.nested_backbones or block.stack_name:
+            yield fixed or sequence_length
+        else:
+            yield sequence_length or fixed
+
+
 def _count(
-    backbone, reduction_factors, attention, n, decoder_length, batch_size
+    backbone,
+    reduction_factors,
+    attention,
+    lengths,
+    decoder_length,
+    batch_size,
 ):
     counts = dict.fromkeys(PARTS, 0)
-    for block, reduction_factor in zip(
-        backbone.conditional_blocks, reduction_factors
-    ):
+    blocks = backbone.conditional_blocks
+    num_sequences = backbone.family.num_sequences(backbone)
+    for block, reduction_factor, n in zip(blocks, reduction_factors, lengths):
         for part, count in count_block(
             block, n, reduction_factor, attention
         ).items():
-            counts[part] += count
-    outside = count_outside(backbone, n, decoder_length)
+            counts[part] += num_sequences.get(block.stack_name, 1) * count
+    lengths = {id(block): n for block, n in zip(blocks, lengths)}
+    outside = count_outside(backbone, lengths, decoder_length)
     counts["adapter"] += outside["adapter"]
     counts["other"] = outside["other"]
     return {part: batch_size * count for part, count in counts.items()}
@@ -179,6 +197,12 @@ def count_block(block, n, reduction_factor, attention):
     k = block.router.routed_length(n, reduction_factor)
     m = n if attention == "k_to_all" else k
     projections, pairs = count_attention(kernels, k, m)
+    if kernels.num_positions is not None:
+        # Each has a key for the rows and a query for the context.
+        positions = kernels.num_positions(n)
+        key_and_query = kernels.rows[0], kernels.context[0]
+        projections += positions * kernel_size(*key_and_query)
+        pairs += positions * (k + m) * kernels.num_heads * kernels.head_dim
     counts = {
         "projections": projections,
         "attention": pairs,
@@ -207,18 +231,27 @@ def count_attention(kernels, k, m):
     return rows + projected[0], projected[1]
 
 
-def count_outside(backbone, n, decoder_length):
+def count_outside(backbone, lengths, decoder_length=None):
     """Multiply-adds of a sequence outside the encoder blocks, by part.
 
     Of dense layers, convolutions and decoder blocks; each of the latter as one
     self-attention, one cross-attention and one feedforward network.
+
+    Args:
+        lengths: dict from the id of each conditional block to its number of
+            tokens.
+        decoder_length: optional int. Defaults to that of the encoder.
     """
     counts = {"adapter": 0, "other": 0}
+    n = lengths[id(backbone.conditional_blocks[0])]
+    decoder_length = decoder_length or n
     for layer in backbone.layers:
         if isinstance(layer, ConditionalTransformerBlock):
             continue
         if isinstance(layer, CodaBackbone):
-            for part, count in count_outside(layer, n, decoder_length).items():
+            for part, count in count_outside(
+                layer, lengths, decoder_length
+            ).items():
                 counts[part] += count
             continue
         inside = [layer, *sublayers(layer, recursive=True)]
@@ -231,11 +264,32 @@ def count_outside(backbone, n, decoder_length):
         elif hasattr(layer, "kernel"):
             counts["other"] += kernel_size(layer) * _num_positions(layer, n)
         else:
-            # The patches of an image, but for the class token.
-            patches = [x for x in inside if isinstance(x, keras.layers.Conv2D)]
-            num_patches = n - (backbone.num_prefix_tokens or 0)
-            counts["other"] += num_patches * kernel_size(*patches)
+            counts["other"] += _count_patches(inside, n, backbone)
+            counts["other"] += _count_pooling(inside, n)
     return counts
+
+
+def _count_patches(layers, n, backbone):
+    """Multiply-adds of the patches of an image, without the class token."""
+    patches = [x for x in layers if isinstance(x, keras.layers.Conv2D)]
+    num_prefix_tokens = backbone.num_prefix_tokens
+    if num_prefix_tokens == "auto":
+        num_prefix_tokens = 0
+    return (n - num_prefix_tokens) * kernel_size(*patches)
+
+
+def _count_pooling(layers, n):
+    """Multiply-adds of a head whose one query attends to all tokens."""
+    total = 0
+    for layer in layers:
+        if isinstance(layer, keras.layers.MultiHeadAttention):
+            total += kernel_size(layer.query_dense, layer.output_dense)
+            total += n * kernel_size(layer.key_dense, layer.value_dense)
+            total += n * 2 * layer.num_heads * layer.key_dim
+    if total:
+        dense = [x for x in layers if isinstance(x, keras.layers.Dense)]
+        total += kernel_size(*dense)
+    return total
 
 
 def _num_positions(layer, n):
@@ -267,6 +321,8 @@ def _with_cross(layer, cross=False):
         if isinstance(part, ParallelAdapter):
             continue
         inside = cross or "cross" in part.name
+        # Moonshine's has no name.
+        inside = inside or part is getattr(layer, "cross_attention", None)
         yield part, inside
         yield from _with_cross(part, inside)
 

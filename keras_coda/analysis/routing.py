@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_coda._keras_internals import sublayers
+from keras_coda.conversion.coda_backbone import CodaBackbone
 from keras_coda.layers.routing_scope import RoutingScope
 from keras_coda.layers.set_reduction_factor import conditional_blocks
 
@@ -12,7 +14,8 @@ class Routing(NamedTuple):
     """Which tokens each block of a model computed, and with what weight.
 
     Attributes:
-        names: list of the names of the conditional blocks, in order.
+        names: list of the names of the conditional blocks, in order, as in
+            `CodaBackbone.named_blocks`.
         weights: list with a float32 array of shape `(batch_size, k)` for each
             block. Routed padding has weight 0.
         indices: list with an int32 array of shape `(batch_size, k)` for each
@@ -89,12 +92,23 @@ def routing(model, inputs):
     records = [scope.record(block) for block in blocks]
     weights, indices = zip(*map(_to_arrays, records))
     return Routing(
-        names=[block.name for block in blocks],
+        names=_names(model, blocks),
         weights=list(weights),
         indices=list(indices),
         length=max(int(record.inputs.shape[1]) for record in records),
         is_real=_is_real(records[0]),
     )
+
+
+def _names(model, blocks):
+    """The names of blocks, in a converted backbone as that names them."""
+    names = {}
+    for layer in [model, *sublayers(model, recursive=True)]:
+        if isinstance(layer, CodaBackbone):
+            # The outermost comes first: its names say which tower it is.
+            for name, block in layer.named_blocks.items():
+                names.setdefault(id(block), name)
+    return [names.get(id(block), block.name) for block in blocks]
 
 
 def _to_arrays(record):

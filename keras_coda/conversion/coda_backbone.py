@@ -16,6 +16,7 @@ from keras_coda.conversion.serialization import serialize_uncompiled
 from keras_coda.conversion.serialization import with_dtype
 from keras_coda.conversion.settings import Settings
 from keras_coda.layers.block_settings import documents_settings
+from keras_coda.layers.block_settings import field_names
 from keras_coda.layers.block_settings import takes_settings
 from keras_coda.layers.partly_frozen import PartlyFrozen
 from keras_coda.layers.set_reduction_factor import conditional_blocks
@@ -98,14 +99,22 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
             dtype=backbone.dtype_policy,
             **kwargs,
         )
+        for block, reduction_factor in zip(
+            self.conditional_blocks, graph.reduction_factors
+        ):
+            block.reduction_factor = reduction_factor
+        for name, value in graph.values.items():
+            if name in field_names(Settings):
+                # Where the dense model has what is called like a setting.
+                vars(self)[name] = value
+            else:
+                setattr(self, name, value)
         if trainable:
             self.freeze()
         else:
             self.trainable = False
 
         # === Config ===
-        for name, value in graph.values.items():
-            setattr(self, name, value)
         self.settings = settings
         # What KerasHub puts before the names of a tower's layers, if the tower
         # was given a name.
@@ -156,6 +165,13 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
             elif is_norm(layer):
                 trained.append(layer)
         return trained
+
+    def feature_extractor_of(self, keys, name):
+        """The same backbone with some of `pyramid_outputs` as its outputs.
+
+        For a backbone that reads those in the place of the last outputs.
+        """
+        return _FeatureExtractor(self, keys, name=name)
 
     def follow(self, task):
         """Lets a task made from this backbone notice when it changes."""
@@ -219,3 +235,24 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
         if dtype is not None:
             config["backbone"] = with_dtype(config["backbone"], dtype)
         return cls(**config)
+
+
+class _FeatureExtractor(CodaBackbone):
+    """See `CodaBackbone.feature_extractor_of`; it shares all layers."""
+
+    def __init__(self, backbone, keys, **kwargs):
+        keras_hub.models.Backbone.__init__(
+            self,
+            inputs=backbone.inputs,
+            outputs={key: backbone.pyramid_outputs[key] for key in keys},
+            dtype=backbone.dtype_policy,
+            **kwargs,
+        )
+        self.family = backbone.family
+        self.dense_cls = backbone.dense_cls
+        self.settings = backbone.settings
+        self.name_prefix = backbone.name_prefix
+        self._dense_config = backbone._dense_config
+        self._followers = weakref.WeakSet()
+        self._new_routers = None
+        self.freeze()

@@ -1,3 +1,5 @@
+import inspect
+
 from keras_coda.conversion.coda_model import CodaModel
 from keras_coda.conversion.coda_model import validate_converted
 
@@ -10,8 +12,11 @@ class CodaTask(CodaModel):
     by that attribute.
     """
 
-    def __init__(self, backbone, *args, **kwargs):
+    def __init__(self, *args, **kwargs):
+        # Not every task takes its backbone first.
+        signature = inspect.signature(super().__init__)
+        backbone = signature.bind(*args, **kwargs).arguments["backbone"]
         validate_converted("backbone", backbone)
-        super().__init__(backbone, *args, **kwargs)
+        super().__init__(*args, **kwargs)
         # So that a change of the backbone reaches the task.
         backbone.follow(self)

@@ -42,6 +42,9 @@ class Family:
             inside to a function that runs it: it takes `layer, call` and the
             layer's arguments, and calls `call(part, ...)` in the place of each
             part. Defaults to none.
+        num_sequences: function of the backbone that returns a dict from the
+            name of a layer in `run` to the number of sequences that it makes
+            of each input; for `keras_coda.analysis.flops`. Defaults to one.
         num_prefix_tokens: how many leading tokens the family's heads pool, an
             int or a function of the backbone. Defaults to `0`.
         pinned: function from the dict of the backbone's inputs to a bool
@@ -69,6 +72,7 @@ class Family:
     decoder_blocks: Callable | str | None = None
     decoder_cls: type = AdaptedLayer
     run: dict = dataclasses.field(default_factory=dict)
+    num_sequences: Callable = lambda backbone: {}
     num_prefix_tokens: Callable | int = 0
     pinned: Callable | None = None
     pooled: str = "nothing"

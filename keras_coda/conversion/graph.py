@@ -11,7 +11,6 @@ import keras_hub
 
 from keras_coda.conversion import registry
 from keras_coda.conversion.adapted_layer import first_tensor
-from keras_coda.conversion.feature_extractor import FeatureExtractor
 from keras_coda.conversion.layer_names import is_made_up
 from keras_coda.conversion.norms import copy_norm
 from keras_coda.conversion.norms import is_norm
@@ -28,12 +27,15 @@ class ConvertedGraph(NamedTuple):
             converted.
         values: dict of its other attributes; symbolic tensors are those of the
             new graph.
+        reduction_factors: list of those of the blocks, which have none yet: in
+            a graph of several stacks their order is known when it is done.
     """
 
     inputs: Any
     outputs: Any
     layers: dict
     values: dict
+    reduction_factors: list
 
 
 def convert_graph(backbone, family, settings):
@@ -48,6 +50,9 @@ def convert_graph(backbone, family, settings):
         A `ConvertedGraph`. It shares all layers but encoder blocks, decoder
         blocks, nested backbones of known families and layer normalisations.
     """
+    reduction_factors = per_block_reduction_factors(
+        settings.reduction_factor, count_blocks(backbone, family)
+    )
     attributes = _own_attributes(backbone)
     tensors = {
         name: value
@@ -82,7 +87,9 @@ def convert_graph(backbone, family, settings):
         for name, value in attributes.items()
         if not _consists_of(value, keras.layers.Layer)
     }
-    return ConvertedGraph(inputs, outputs, layers, {**values, **tensors})
+    return ConvertedGraph(
+        inputs, outputs, layers, {**values, **tensors}, reduction_factors
+    )
 
 
 def count_blocks(backbone, family):
@@ -100,31 +107,17 @@ class _Replacer:
         self.family = family
         self.settings = settings
         self.pinned = None
-        # Where several layers run parts that may be named alike, the parts are
-        # named after them too.
+        # Where several layers run a stack of blocks each, their parts may be
+        # named alike, and are named after them too.
         running = [x for x in backbone.layers if type(x).__name__ in family.run]
-        self.has_alike = len(running) > 1
-        self.prefix = ""
+        self.has_stacks = len(running) > 1
+        self.stack_name = None
         self.nested = _nested_backbones(backbone)
         self.attributes = {id(x): name for name, x in vars(backbone).items()}
         # From the id of a layer to what replaced it, call by call.
         self.replacements = collections.defaultdict(list)
-        factors = iter(
-            per_block_reduction_factors(
-                settings.reduction_factor, count_blocks(backbone, family)
-            )
-        )
-        # The reduction factors of the calls to come.
-        self.block_factors = collections.defaultdict(collections.deque)
-        for layer in family.list_blocks(backbone):
-            self.block_factors[id(layer)].append(next(factors))
-        self.nested_factors = {
-            id(layer): [
-                next(factors)
-                for _ in range(count_blocks(layer, _family_of(layer)))
-            ]
-            for layer in self.nested
-        }
+        self.block_ids = {id(layer) for layer in family.list_blocks(backbone)}
+        self.nested_ids = {id(layer) for layer in self.nested}
         self.decoder_ids = {
             id(layer) for layer in family.list_decoder_blocks(backbone)
         }
@@ -132,11 +125,11 @@ class _Replacer:
     def call(self, layer, *args, **kwargs):
         run = self.family.run.get(type(layer).__name__)
         if run is not None:
-            self.prefix = f"{layer.name}_" if self.has_alike else ""
+            self.stack_name = layer.name if self.has_stacks else None
             outputs = run(layer, self.call, *args, **kwargs)
-            self.prefix = ""
+            self.stack_name = None
             return outputs
-        if id(layer) in self.block_factors:
+        if id(layer) in self.block_ids:
             if self.pinned is not None:
                 kwargs["pinned"] = self.pinned
             return self._make_block(layer)(*args, **kwargs)
@@ -159,7 +152,7 @@ class _Replacer:
 
     def _make_block(self, layer):
         made = self.replacements[id(layer)]
-        name = self.prefix + layer.name
+        name = self._in_stack(layer.name)
         name = f"{name}_{len(made)}" if made else name
         dtype = layer.dtype_policy
         family = self.family
@@ -174,12 +167,14 @@ class _Replacer:
                     block,
                     dtype=dtype,
                     name=name,
-                    **self.settings.for_block(
-                        self.block_factors[id(layer)].popleft()
-                    ),
+                    **self.settings.for_block(),
                 )
             )
+        made[-1].stack_name = self.stack_name
         return made[-1]
+
+    def _in_stack(self, name):
+        return f"{self.stack_name}_{name}" if self.stack_name else name
 
     def _replace(self, layer, *args, **kwargs):
         made = self.replacements[id(layer)]
@@ -204,9 +199,9 @@ class _Replacer:
                     dtype=layer.dtype_policy,
                     name=layer.name,
                 )
-        if id(layer) in self.nested_factors:
+        if id(layer) in self.nested_ids:
             nested = dataclasses.asdict(settings)
-            nested["reduction_factor"] = self.nested_factors[id(layer)]
+            nested["reduction_factor"] = 1
             # The copy that it is nested in has LoRA already.
             nested["lora_rank"] = None
             return registry.backbone_classes[type(layer)](
@@ -214,14 +209,14 @@ class _Replacer:
             )
         for backbone in self.nested:
             if _is_part_of_pyramid(layer, backbone):
-                return FeatureExtractor(
-                    self._replace(backbone), list(layer.output), name=layer.name
+                return self._replace(backbone).feature_extractor_of(
+                    list(layer.output), name=layer.name
                 )
         if is_norm(layer):
             name = layer.name
             if is_made_up(layer):
                 name = self.attributes.get(id(layer), name)
-            return copy_norm(layer, self.prefix + name)
+            return copy_norm(layer, self._in_stack(name))
         return layer
 
 

@@ -24,10 +24,10 @@ class Settings(BlockSettings):
     num_prefix_tokens: int | str = "auto"
     lora_rank: int | None = None
 
-    def for_block(self, reduction_factor):
-        """The settings of one block, by name."""
+    def for_block(self):
+        """The settings of one block, by name, before its reduction factor."""
         settings = dataclasses.asdict(self)
-        settings["reduction_factor"] = reduction_factor
+        settings["reduction_factor"] = 1
         if self.num_prefix_tokens == "auto":
             settings["num_prefix_tokens"] = 0
         del settings["lora_rank"]

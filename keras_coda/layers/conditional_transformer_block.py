@@ -90,6 +90,9 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
         [Din et al., 2023](https://arxiv.org/abs/2303.09435).
     """
 
+    # Which stack of blocks it is in, for models that consist of several.
+    stack_name = None
+
     @takes_settings(BlockSettings)
     def __init__(self, block, settings, freeze_block=True, **kwargs):
         super().__init__(**kwargs)

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
@@ -21,6 +22,9 @@ class BlockKernels(NamedTuple):
         head_dim: int. Width of a head.
         absorbs: bool. Whether few queries may absorb the projections of the
             context, see `attend_absorbed`. Defaults to `False`.
+        num_positions: optional function from a sequence length to the number
+            of relative positions that have a key and a query of their own, as
+            in DeBERTa. They are projected and multiplied like tokens.
 
     Example:
 
@@ -37,6 +41,7 @@ class BlockKernels(NamedTuple):
     num_heads: int
     head_dim: int
     absorbs: bool = False
+    num_positions: Callable | None = None
 
 
 class DenseBlock(keras.layers.Layer):

@@ -12,22 +12,43 @@ from keras_coda.layers import ConditionalTransformerBlock
 def encoder_of(backbone):
     """The part of a converted backbone that runs all its blocks."""
     blocks = _own_blocks(backbone)
-    if not blocks or any(isinstance(x, CodaBackbone) for x in backbone.layers):
+    towers = list(backbone.nested_backbones.values())
+    if blocks and not towers:
+        # T5's blocks also return the position bias.
+        outputs = [
+            keras.tree.flatten(stack[-1].output)[0]
+            for stack in stacks(backbone)
+        ]
+        return keras.Model(backbone.input, outputs)
+    inputs = {x.name: x for x in keras.tree.flatten(backbone.input)}
+    if blocks or not all(_reads_only(tower, inputs) for tower in towers):
         return backbone
-    # T5's blocks also return the position bias.
-    return keras.Model(backbone.input, keras.tree.flatten(blocks[-1].output)[0])
+    outputs = [
+        encoder_of(tower)(
+            keras.tree.map_structure(lambda x: inputs[x.name], tower.input)
+        )
+        for tower in towers
+    ]
+    return keras.Model(backbone.input, outputs)
+
+
+def _reads_only(tower, inputs):
+    """Whether a nested backbone reads none but inputs, a dict by name."""
+    return all(x.name in inputs for x in keras.tree.flatten(tower.input))
 
 
 def stacks(backbone):
-    """The blocks of a converted backbone, a list for each tower."""
-    own = _own_blocks(backbone)
+    """The blocks of a converted backbone, a list for each tower or stack."""
+    own = {}
+    for block in _own_blocks(backbone):
+        own.setdefault(block.stack_name, []).append(block)
     nested = [
         stack
         for layer in backbone.layers
         if isinstance(layer, CodaBackbone)
         for stack in stacks(layer)
     ]
-    return [own, *nested] if own else nested
+    return [*own.values(), *nested]
 
 
 def _own_blocks(backbone):

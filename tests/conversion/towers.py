@@ -1,11 +1,14 @@
 """Tiny models of two towers, one for images and one for texts."""
 
+import functools
+
 import keras_hub
 
 from tests.conversion.models import HIDDEN_DIM
 from tests.conversion.models import IMAGE_SIZE
 from tests.conversion.models import NUM_LAYERS
 from tests.conversion.models import VOCABULARY_SIZE
+from tests.conversion.models import randomize
 from tests.conversion.models import tokens
 from tests.conversion.models import vit_inputs
 from tests.conversion.tiny import TinyModel
@@ -48,21 +51,46 @@ def text_inputs(eos_id, length=LENGTH):
     return {"token_ids": token_ids}
 
 
-def towers(prefix, vision=None, text=None, **config):
+def towers(prefix, vision=None, text=None, dtype=None, **config):
     """The config of a tiny backbone of two towers."""
     make_vision = getattr(keras_hub.models, f"{prefix}VisionEncoder")
     make_text = getattr(keras_hub.models, f"{prefix}TextEncoder")
     return {
-        "vision_encoder": make_vision(**(vision or VISION)),
-        "text_encoder": make_text(**(text or TEXT)),
+        "vision_encoder": make_vision(**(vision or VISION), dtype=dtype),
+        "text_encoder": make_text(**(text or TEXT), dtype=dtype),
+        "dtype": dtype,
         **config,
     }
 
 
-def two_towers(prefix, eos_id, num_prefix_tokens, **config):
+class TinyTowers(TinyModel):
+    """A `TinyModel` of two towers, which have the dtype of the whole."""
+
+    def make(self, seed=0, dtype=None):
+        backbone_cls = getattr(keras_hub.models, self.backbone)
+        return randomize(backbone_cls(**self.config(dtype=dtype)), seed)
+
+
+def last_router(tower):
+    return f"{tower}_encoder_block_{NUM_LAYERS - 1}/router/kernel"
+
+
+def two_towers(
+    prefix,
+    eos_id,
+    num_prefix_tokens,
+    text_is_pooled=False,
+    pooled_last=(),
+    **config,
+):
     """The tiny models of a family of two towers.
 
     No real tokens are compared: what follows EOS is routed as any token is.
+
+    Args:
+        text_is_pooled: bool. Whether the text encoder itself pools its text.
+        pooled_last: the names of the towers of which the last block's outputs
+            matter at pinned tokens alone.
     """
     return [
         TinyModel(
@@ -76,11 +104,15 @@ def two_towers(prefix, eos_id, num_prefix_tokens, **config):
             TEXT,
             lambda length=LENGTH: text_inputs(eos_id),
             num_prefix_tokens="auto",
+            without_gradient=(
+                (last_router("text_encoder"),) if text_is_pooled else ()
+            ),
         ),
-        TinyModel(
+        TinyTowers(
             f"{prefix}Backbone",
-            lambda: towers(prefix, **config),
+            functools.partial(towers, prefix, **config),
             lambda length=LENGTH: {**image_inputs(), **text_inputs(eos_id)},
             num_prefix_tokens="auto",
+            without_gradient=tuple(map(last_router, pooled_last)),
         ),
     ]

@@ -31,6 +31,9 @@ class TinyModel:
         num_prefix_tokens: what `coda.num_prefix_tokens` has to be.
         exact: the largest difference to the dense model at r = 1.
         export_arguments: keyword arguments that `keras_coda.export` needs.
+        without_gradient: ends of the paths of trained weights on which no
+            output depends: the router of a last block of whose tokens only
+            pinned ones are pooled.
     """
 
     backbone: str
@@ -41,6 +44,7 @@ class TinyModel:
     num_prefix_tokens: int | str = 0
     exact: float = 1e-5
     export_arguments: dict = dataclasses.field(default_factory=dict)
+    without_gradient: tuple = ()
 
     def make(self, seed=0, **kwargs):
         """A dense backbone whose weights all matter."""

@@ -2,5 +2,9 @@ from tests.conversion.models import VOCABULARY_SIZE
 from tests.conversion.towers import two_towers
 
 MODELS = two_towers(
-    "CLIP", VOCABULARY_SIZE - 1, num_prefix_tokens=1, projection_dim=8
+    "CLIP",
+    VOCABULARY_SIZE - 1,
+    num_prefix_tokens=1,
+    pooled_last=("vision_encoder", "text_encoder"),
+    projection_dim=8,
 )

@@ -32,5 +32,8 @@ MODELS = [
             outputs["decoder_sequence_output"],
             outputs["encoder_sequence_output"][inputs["encoder_padding_mask"]],
         ],
+        # No norm ends the stacks: outputs reach 13, and the decoder multiplies
+        # how the encoder is rounded.
+        exact=5e-5,
     )
 ]

@@ -1,3 +1,4 @@
+import keras
 import keras_hub
 import numpy as np
 
@@ -36,8 +37,20 @@ def inputs(length=12):
     }
 
 
+class MoonshineModel(TinyModel):
+    """KerasHub takes a mixed dtype from the global policy alone."""
+
+    def make(self, seed=0, dtype=None, **kwargs):
+        policy = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(dtype or policy)
+        try:
+            return super().make(seed, **kwargs)
+        finally:
+            keras.config.set_dtype_policy(policy)
+
+
 MODELS = [
-    TinyModel(
+    MoonshineModel(
         "MoonshineBackbone",
         MOONSHINE,
         inputs,

@@ -1,9 +1,9 @@
 import keras_hub
+import numpy as np
 
 from tests.conversion.models import HIDDEN_DIM
 from tests.conversion.models import IMAGE_SIZE
 from tests.conversion.models import VIT
-from tests.conversion.models import VOCABULARY_SIZE
 from tests.conversion.models import tokens
 from tests.conversion.models import vit_inputs
 from tests.conversion.tiny import TinyModel
@@ -16,7 +16,8 @@ def config():
         "image_encoder": keras_hub.models.ViTBackbone(
             **VIT, use_class_token=False
         ),
-        "vocabulary_size": VOCABULARY_SIZE,
+        # Of its tokenizer.
+        "vocabulary_size": 97,
         "max_label_length": MAX_LABEL_LENGTH,
         "decoder_hidden_dim": HIDDEN_DIM,
         "num_decoder_layers": 1,
@@ -38,12 +39,12 @@ def tasks(backbone):
     # It cannot do without.
     preprocessor = keras_hub.models.PARSeqCausalLMPreprocessor(
         keras_hub.layers.PARSeqImageConverter((IMAGE_SIZE, IMAGE_SIZE)),
-        keras_hub.tokenizers.PARSeqTokenizer(MAX_LABEL_LENGTH),
+        keras_hub.tokenizers.PARSeqTokenizer(max_label_length=MAX_LABEL_LENGTH),
         sequence_length=MAX_LABEL_LENGTH,
     )
     task = keras_hub.models.PARSeqCausalLM(preprocessor, backbone)
-    images = vit_inputs()
-    return [(task, {"images": images, "responses": ["ab", "c", "def"]})]
+    responses = np.array(["ab", "c", "def"])
+    return [(task, {"images": vit_inputs(), "responses": responses})]
 
 
 MODELS = [

@@ -1,0 +1,5 @@
+from tests.conversion.families.generation_test import GenerationTest
+
+
+class TestEdRec(GenerationTest):
+    backbone = "EdRecBackbone"
