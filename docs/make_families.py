@@ -1,6 +1,6 @@
 """Writes docs/families.md from the families that are registered.
 
-    python docs/make_families.py
+python docs/make_families.py
 """
 
 import pathlib

@@ -252,7 +252,7 @@ class _FeatureExtractor(CodaBackbone):
         self.dense_cls = backbone.dense_cls
         self.settings = backbone.settings
         self.name_prefix = backbone.name_prefix
-        self._dense_config = backbone._dense_config
+        self._dense_config = json.dumps(backbone.get_config()["backbone"])
         self._followers = weakref.WeakSet()
         self._new_routers = None
         self.freeze()

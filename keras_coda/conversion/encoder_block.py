@@ -1,7 +1,7 @@
 """The encoder layers of KerasHub as blocks that can be routed."""
 
+import dataclasses
 import inspect
-from typing import NamedTuple
 
 from keras_coda._keras_internals import sublayers
 from keras_coda.conversion.norms import copy_norm
@@ -11,14 +11,15 @@ from keras_coda.layers import DenseBlock
 from keras_coda.layers.attend import attend
 
 
-class Parts(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Parts:
     """Where the parts of an encoder layer are.
 
     A part is named as an attribute of the layer or by the name of a layer in
     it; `"a/b"` is b inside a. Or it is a function that makes the part of the
     layer.
 
-    Attributes:
+    Args:
         attention: self-attention.
         attention_norm: its layer normalisation.
         feedforward_norm: the layer normalisation of the feedforward network.
@@ -49,7 +50,7 @@ class Parts(NamedTuple):
     attention_norm: str
     feedforward_norm: str
     feedforward: dict
-    after_attention: dict = {}
+    after_attention: dict = dataclasses.field(default_factory=dict)
     pre_norm: bool | str = True
     causal: bool | str = False
 

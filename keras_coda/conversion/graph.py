@@ -54,7 +54,7 @@ def convert_graph(backbone, family, settings):
         settings.reduction_factor, count_blocks(backbone, family)
     )
     attributes = _own_attributes(backbone)
-    tensors = {
+    dense_tensors = {
         name: value
         for name, value in attributes.items()
         if _consists_of(value, keras.KerasTensor)
@@ -69,12 +69,16 @@ def convert_graph(backbone, family, settings):
     if settings.num_prefix_tokens == "auto" and family.pinned is not None:
         replacer.pinned = family.pinned(inputs)
     clone = keras.models.clone_model(
-        keras.Model(backbone.input, [backbone.output, tensors]),
+        keras.Model(backbone.input, [backbone.output, dense_tensors]),
         input_tensors=inputs,
         clone_function=lambda layer: layer,
         call_function=replacer.call,
     )
     outputs, tensors = clone.output
+    # Keras sorts the keys.
+    for name, value in dense_tensors.items():
+        if isinstance(value, dict):
+            tensors[name] = {key: tensors[name][key] for key in value}
     layers = {
         name: replacer.replaced(value)
         for name, value in attributes.items()

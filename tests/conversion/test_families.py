@@ -1,4 +1,8 @@
-"""What every family has to show, on its tiny model."""
+"""What every family has to show, on its tiny model.
+
+The identity on every backend, the rest in turn: each family on one of the
+three, and on each backend every third family.
+"""
 
 import pkgutil
 
@@ -19,8 +23,19 @@ from tests.conversion.models import predict
 from tests.conversion.models import randomize
 from tests.conversion.tiny import tiny_models
 
-every_family = pytest.mark.parametrize(
-    "tiny", tiny_models().values(), ids=list(tiny_models())
+BACKENDS = ("tensorflow", "jax", "torch")
+
+
+def parametrize(names):
+    return pytest.mark.parametrize(
+        "tiny", [tiny_models()[name] for name in names], ids=names
+    )
+
+
+every_family = parametrize(sorted(tiny_models()))
+# Neighbours in the alphabet are often relatives.
+families_in_turn = parametrize(
+    sorted(tiny_models())[BACKENDS.index(keras.config.backend()) :: 3]
 )
 
 
@@ -82,7 +97,7 @@ def test_tasks_at_reduction_factor_1(tiny):
         assert_close(predict(coda, inputs), expected, atol=tiny.exact)
 
 
-@every_family
+@families_in_turn
 @pytest.mark.parametrize("attention", ["k_to_all", "k_to_k"])
 def test_padding_changes_nothing(tiny, attention):
     if tiny.real is None:
@@ -99,7 +114,7 @@ def test_padding_changes_nothing(tiny, attention):
     assert_close(outputs, expected)
 
 
-@every_family
+@families_in_turn
 def test_reduction_changes_outputs(tiny):
     coda = keras_coda.coda_wrap(tiny.make(), reduction_factor=1)
     expected = keras.tree.flatten(predict(coda, tiny.inputs()))
@@ -113,7 +128,7 @@ def test_reduction_changes_outputs(tiny):
     assert max(difference) > 1e-3
 
 
-@every_family
+@families_in_turn
 def test_files(tiny, tmp_path):
     coda = keras_coda.coda_wrap(tiny.make(), reduction_factor=2, adapter_dim=4)
     for layer in coda.trained_layers():
@@ -136,7 +151,7 @@ def test_files(tiny, tmp_path):
         assert_close(predict(copy, tiny.inputs()), expected)
 
 
-@every_family
+@families_in_turn
 def test_files_of_tasks(tiny, tmp_path):
     for dense, inputs in tiny.tasks(tiny.make()):
         coda = keras_coda.coda_wrap(dense, reduction_factor=2)
@@ -166,7 +181,7 @@ def fit(model, inputs):
     assert np.all(np.isfinite(history.history["loss"]))
 
 
-@every_family
+@families_in_turn
 def test_fit_trains_what_it_should(tiny):
     dense = tiny.make(dtype="mixed_bfloat16")
     inputs = tiny.inputs()
@@ -195,7 +210,7 @@ def test_fit_trains_what_it_should(tiny):
     assert_close(predict(dense, inputs), expected, atol=0)
 
 
-@every_family
+@families_in_turn
 def test_calibrate_and_align(tiny):
     dense, inputs = tiny.make(), tiny.inputs()
     coda = keras_coda.coda_wrap(dense, reduction_factor=2, shortcut_dim=4)

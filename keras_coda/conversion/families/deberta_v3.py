@@ -1,5 +1,7 @@
 """DeBERTaV3: post-LN blocks with disentangled attention to positions."""
 
+import dataclasses
+
 import keras
 from keras import ops
 
@@ -120,7 +122,7 @@ class DebertaV3ConditionalBlock(ConditionalTransformerBlock):
 register_family(
     Family(
         backbone="DebertaV3Backbone",
-        parts=TRANSFORMER_ENCODER._replace(pre_norm=False),
+        parts=dataclasses.replace(TRANSFORMER_ENCODER, pre_norm=False),
         block_cls=DebertaV3EncoderBlock,
         layer_cls=DebertaV3ConditionalBlock,
         num_prefix_tokens=1,

@@ -20,12 +20,11 @@ class ESMEncoderBlock(RotaryEncoderBlock):
 
     def residual_update(self, routed, training=None):
         attended = self.attend(routed, training)
-        hidden = self.feedforward_dropout(
-            routed.rows + attended, training=training
-        )
-        return attended + self._run(
-            self.feedforward_steps, self.feedforward_norm(hidden), training
-        )
+        dropout = self.feedforward_dropout
+        hidden = dropout(routed.rows + attended, training=training)
+        hidden = self.intermediate(self.feedforward_norm(hidden))
+        outputs = self.output_projection(hidden)
+        return attended + dropout(outputs, training=training)
 
 
 register_family(

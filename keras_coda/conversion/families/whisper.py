@@ -1,13 +1,11 @@
 """Whisper: pre-LN blocks and decoder layers, with no bias on the keys."""
 
-from keras_coda.conversion.encoder_block import TRANSFORMER_ENCODER
 from keras_coda.conversion.family import Family
 from keras_coda.conversion.registration import register_family
 
 register_family(
     Family(
         backbone="WhisperBackbone",
-        parts=TRANSFORMER_ENCODER,
         blocks="encoder_transformer_layers",
         decoder_blocks="decoder_transformer_layers",
     )
