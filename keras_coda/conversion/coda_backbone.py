@@ -104,10 +104,8 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
         ):
             block.reduction_factor = reduction_factor
         for name, value in graph.values.items():
-            if name in field_names(Settings):
-                # Where the dense model has what is called like a setting.
-                vars(self)[name] = value
-            else:
+            # What the dense model calls like a setting is not the setting.
+            if name not in field_names(Settings):
                 setattr(self, name, value)
         if trainable:
             self.freeze()
@@ -165,13 +163,6 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
             elif is_norm(layer):
                 trained.append(layer)
         return trained
-
-    def feature_extractor_of(self, keys, name):
-        """The same backbone with some of `pyramid_outputs` as its outputs.
-
-        For a backbone that reads those in the place of the last outputs.
-        """
-        return _FeatureExtractor(self, keys, name=name)
 
     def follow(self, task):
         """Lets a task made from this backbone notice when it changes."""
@@ -235,24 +226,3 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
         if dtype is not None:
             config["backbone"] = with_dtype(config["backbone"], dtype)
         return cls(**config)
-
-
-class _FeatureExtractor(CodaBackbone):
-    """See `CodaBackbone.feature_extractor_of`; it shares all layers."""
-
-    def __init__(self, backbone, keys, **kwargs):
-        keras_hub.models.Backbone.__init__(
-            self,
-            inputs=backbone.inputs,
-            outputs={key: backbone.pyramid_outputs[key] for key in keys},
-            dtype=backbone.dtype_policy,
-            **kwargs,
-        )
-        self.family = backbone.family
-        self.dense_cls = backbone.dense_cls
-        self.settings = backbone.settings
-        self.name_prefix = backbone.name_prefix
-        self._dense_config = json.dumps(backbone.get_config()["backbone"])
-        self._followers = weakref.WeakSet()
-        self._new_routers = None
-        self.freeze()

@@ -116,12 +116,11 @@ class _Replacer:
         running = [x for x in backbone.layers if type(x).__name__ in family.run]
         self.has_stacks = len(running) > 1
         self.stack_name = None
-        self.nested = _nested_backbones(backbone)
         self.attributes = {id(x): name for name, x in vars(backbone).items()}
         # From the id of a layer to what replaced it, call by call.
         self.replacements = collections.defaultdict(list)
         self.block_ids = {id(layer) for layer in family.list_blocks(backbone)}
-        self.nested_ids = {id(layer) for layer in self.nested}
+        self.nested_ids = {id(layer) for layer in _nested_backbones(backbone)}
         self.decoder_ids = {
             id(layer) for layer in family.list_decoder_blocks(backbone)
         }
@@ -211,11 +210,6 @@ class _Replacer:
             return registry.backbone_classes[type(layer)](
                 layer, name=layer.name, **nested
             )
-        for backbone in self.nested:
-            if _is_part_of_pyramid(layer, backbone):
-                return self._replace(backbone).feature_extractor_of(
-                    list(layer.output), name=layer.name
-                )
         if is_norm(layer):
             name = layer.name
             if is_made_up(layer):
@@ -225,24 +219,13 @@ class _Replacer:
 
 
 def _nested_backbones(backbone):
-    """The backbones of known families that a backbone calls or holds."""
-    held = [*backbone.layers, *_attributes(backbone).values()]
-    found = {
-        id(value): value
-        for value in held
-        if isinstance(value, keras_hub.models.Backbone)
-        and type(value) in registry.backbone_classes
-    }
-    return list(found.values())
-
-
-def _is_part_of_pyramid(layer, backbone):
-    """Whether a layer is a model of some pyramid outputs of a backbone."""
-    outputs = layer.output if isinstance(layer, keras.Model) else None
-    pyramid = getattr(backbone, "pyramid_outputs", {})
-    return isinstance(outputs, dict) and all(
-        pyramid.get(key) is tensor for key, tensor in outputs.items()
-    )
+    """The backbones of known families that a backbone calls."""
+    return [
+        layer
+        for layer in backbone.layers
+        if isinstance(layer, keras_hub.models.Backbone)
+        and type(layer) in registry.backbone_classes
+    ]
 
 
 def _family_of(backbone):
@@ -255,27 +238,9 @@ def _own_attributes(backbone):
     known = {*vars(plain), "_is_compiled"}
     return {
         name: value
-        for name, value in _attributes(backbone).items()
+        for name, value in vars(backbone).items()
         if name not in known
     }
-
-
-def _attributes(backbone):
-    """All that the backbone holds.
-
-    On PyTorch `vars` lacks the layers that it got after it was made, such as
-    a nested backbone that is not called itself.
-    """
-    arguments = {
-        name: getattr(backbone, name, None)
-        for name in inspect.signature(type(backbone)).parameters
-    }
-    layers = {
-        name: value
-        for name, value in arguments.items()
-        if isinstance(value, keras.layers.Layer)
-    }
-    return {**vars(backbone), **layers}
 
 
 def _consists_of(value, cls):

@@ -54,10 +54,15 @@ def register_family(family):
         CodaBackbone, dense_cls, {"family": family, "dense_cls": dense_cls}
     )
     registry.backbone_classes[dense_cls] = coda_cls
-    for task_cls in list(vars(keras_hub.models).values()):
-        if getattr(task_cls, "backbone_cls", None) is dense_cls:
-            if _is_subclass(task_cls, keras_hub.models.Task):
-                register_task(task_cls)
+    tasks = (
+        value
+        for value in vars(keras_hub.models).values()
+        if _is_subclass(value, keras_hub.models.Task)
+    )
+    # Some have two names.
+    for task_cls in dict.fromkeys(tasks):
+        if task_cls.backbone_cls is dense_cls:
+            register_task(task_cls)
     return coda_cls
 
 

@@ -13,6 +13,10 @@ UNSUPPORTED = {
     "SwinTransformerBackbone": _WINDOWS,
     "ViTDetBackbone": _WINDOWS,
     "SAMBackbone": f"{_WINDOWS}: its image encoder is a ViTDet",
+    "DepthAnythingBackbone": (
+        "a head of convolutions reads the tokens of several blocks, those that "
+        "were left out like the others; convert its DINOv2 backbone alone"
+    ),
     "MiTBackbone": (
         "its keys are convolutions over the grid of all tokens, and its "
         "feedforward networks mix neighbouring tokens"

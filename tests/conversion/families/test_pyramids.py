@@ -44,19 +44,3 @@ def test_images_that_are_no_squares():
     images = np.random.default_rng(0).normal(size=(2, 16, 24, 3))
     inputs = {"pixel_values": images.astype("float32")}
     assert_close(predict(coda, inputs), predict(dense, inputs))
-
-
-def test_image_encoder_shares_its_blocks():
-    tiny = tiny_models()["DepthAnythingBackbone"]
-    dense = tiny.make()
-    coda = keras_coda.coda_wrap(dense, reduction_factor=[1, 4])
-    encoder = coda.image_encoder
-    assert isinstance(encoder, keras_coda.CodaBackbone)
-    assert encoder.conditional_blocks == coda.conditional_blocks
-    assert encoder.reduction_factor == [1, 4]
-    coda.reduction_factor = 1
-    images = {"images": tiny.inputs()}
-    assert_close(predict(encoder, images), predict(dense.image_encoder, images))
-    # Depth depends on no normalisation after the last block.
-    names = {weight.path.split("/")[0] for weight in coda.trainable_weights}
-    assert names == {"layers_0", "layers_1"}
