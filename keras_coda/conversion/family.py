@@ -52,6 +52,8 @@ class Family:
             routed, where that is not a prefix. Defaults to none.
         pooled: what is pinned, in words. Defaults to `"nothing"`.
         routed: what is routed, in words. Defaults to `"encoder"`.
+        exports: the formats of `keras_coda.export` that the tests write and run
+            for the family. Defaults to `("tf_saved_model",)`.
         lora_layer_names: the names of the projections that LoRA changes.
             Defaults to `("query", "value")`.
 
@@ -77,6 +79,7 @@ class Family:
     pinned: Callable | None = None
     pooled: str = "nothing"
     routed: str = "encoder"
+    exports: tuple = ("tf_saved_model",)
     lora_layer_names: tuple = ("query", "value")
 
     def list_blocks(self, backbone):

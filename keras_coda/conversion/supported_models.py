@@ -6,6 +6,9 @@ from rich.table import Table
 from keras_coda.conversion import registry
 
 
+COLUMNS = ["backbone", "routed", "always routed", "tasks", "exports tested"]
+
+
 class SupportedModel(NamedTuple):
     """What `coda_wrap` makes of the models of one backbone class.
 
@@ -14,12 +17,14 @@ class SupportedModel(NamedTuple):
         routed: what is routed, in words.
         pinned: which tokens are always routed, in words.
         tasks: tuple of the names of the task classes that can be converted.
+        exports: tuple of the formats of `keras_coda.export` that are tested.
     """
 
     backbone: str
     routed: str
     pinned: str
     tasks: tuple
+    exports: tuple
 
 
 class SupportedModels(tuple):
@@ -27,29 +32,31 @@ class SupportedModels(tuple):
 
     def __str__(self):
         table = Table(title="Models that keras_coda.coda_wrap converts")
-        for column in ("backbone", "routed", "always routed", "tasks"):
+        for column in COLUMNS:
             table.add_column(column)
         for model in self:
-            tasks = "\n".join(model.tasks) or "none in KerasHub"
-            table.add_row(model.backbone, model.routed, model.pinned, tasks)
-        console = Console(width=100, color_system=None, force_jupyter=False)
+            table.add_row(*_cells(model, "\n"))
+        console = Console(width=110, color_system=None, force_jupyter=False)
         with console.capture() as capture:
             console.print(table)
         return capture.get().rstrip("\n")
 
     def to_markdown(self):
         """The table in Markdown, as in `docs/families.md`."""
-        lines = [
-            "| backbone | routed | always routed | tasks |",
-            "| --- | --- | --- | --- |",
+        lines = [COLUMNS, ["---"] * len(COLUMNS)]
+        # Not read as HTML.
+        lines += [
+            [cell.replace("<", "\\<") for cell in _cells(model, ", ")]
+            for model in self
         ]
-        for model in self:
-            tasks = ", ".join(model.tasks) or "none in KerasHub"
-            lines.append(
-                f"| {model.backbone} | {model.routed} | {model.pinned} | "
-                f"{tasks} |"
-            )
+        lines = [f"| {' | '.join(line)} |" for line in lines]
         return "\n".join(lines) + "\n"
+
+
+def _cells(model, separator):
+    tasks = separator.join(model.tasks) or "none in KerasHub"
+    exports = separator.join(model.exports)
+    return [model.backbone, model.routed, model.pinned, tasks, exports]
 
 
 def supported_models():
@@ -73,6 +80,7 @@ def supported_models():
             backbone=dense_cls.__name__,
             routed=coda_cls.family.routed,
             pinned=coda_cls.family.pooled,
+            exports=coda_cls.family.exports,
             tasks=tuple(
                 sorted(
                     task_cls.__name__.removeprefix("Coda")

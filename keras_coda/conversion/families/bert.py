@@ -8,5 +8,6 @@ register_family(
         backbone="BertBackbone",
         num_prefix_tokens=1,
         pooled="[CLS]",
+        exports=("tf_saved_model", "onnx", "litert", "torch"),
     )
 )

@@ -313,5 +313,6 @@ register_family(
         decoder_blocks="decoder_transformer_layers",
         decoder_cls=T5DecoderBlock,
         lora_layer_names=("query_projector", "value_projector"),
+        exports=("tf_saved_model", "onnx", "litert", "torch"),
     )
 )

@@ -28,5 +28,6 @@ register_family(
         run={"ViTEncoder": run_encoder},
         num_prefix_tokens=lambda backbone: int(backbone.use_class_token),
         pooled="class token",
+        exports=("tf_saved_model", "onnx", "litert", "torch"),
     )
 )
