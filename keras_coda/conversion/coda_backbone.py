@@ -104,8 +104,10 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
         ):
             block.reduction_factor = reduction_factor
         for name, value in graph.values.items():
-            # What the dense model calls like a setting is not the setting.
-            if name not in field_names(Settings):
+            if name in field_names(Settings):
+                # Where the dense model has what is called like a setting.
+                vars(self)[name] = value
+            else:
                 setattr(self, name, value)
         if trainable:
             self.freeze()

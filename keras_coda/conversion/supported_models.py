@@ -5,7 +5,6 @@ from rich.table import Table
 
 from keras_coda.conversion import registry
 
-
 COLUMNS = ["backbone", "routed", "always routed", "tasks", "exports tested"]
 
 

@@ -183,12 +183,12 @@ def fit(model, inputs):
 
 @families_in_turn
 def test_fit_trains_what_it_should(tiny):
-    dense = tiny.make(dtype="mixed_bfloat16")
+    dense = tiny.make(dtype=tiny.fit_dtype)
     inputs = tiny.inputs()
     expected = predict(dense, inputs)
     # Soft enough for every router to get a gradient here.
     coda = keras_coda.coda_wrap(dense, reduction_factor=3, epsilon=1.0)
-    assert coda.dtype_policy.name == "mixed_bfloat16"
+    assert coda.dtype_policy.name == tiny.fit_dtype
     before = coda.get_weights()
     trained = {id(weight) for weight in trained_weights(coda).values()}
     fit(coda, inputs)

@@ -43,12 +43,14 @@ class MoonshineEncoderBlock(EncoderBlock):
 def rotate(heads, angles):
     """Turns pairs of neighbouring features, as many as there are angles."""
     angles = ops.expand_dims(angles, 2)
-    width = angles.shape[-1]
+    # KerasHub's angles have no static width where the length is dynamic.
+    width = ops.shape(angles)[-1]
     turned, rest = heads[..., :width], heads[..., width:]
     crossed = ops.stack([-turned[..., 1::2], turned[..., ::2]], axis=-1)
     crossed = ops.reshape(crossed, ops.shape(turned))
     turned = turned * ops.cos(angles) + crossed * ops.sin(angles)
-    return ops.concatenate([ops.cast(turned, rest.dtype), rest], axis=-1)
+    rotated = ops.concatenate([ops.cast(turned, rest.dtype), rest], axis=-1)
+    return ops.reshape(rotated, ops.shape(heads))
 
 
 class MoonshineConditionalBlock(ConditionalTransformerBlock):

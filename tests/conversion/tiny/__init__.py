@@ -30,6 +30,7 @@ class TinyModel:
             must not change. `None` for families without padding.
         num_prefix_tokens: what `coda.num_prefix_tokens` has to be.
         exact: the largest difference to the dense model at r = 1.
+        fit_dtype: the dtype policy to fit in; mixed, where KerasHub can.
         export_arguments: keyword arguments that `keras_coda.export` needs.
         without_gradient: ends of the paths of trained weights on which no
             output depends: the router of a last block of whose tokens only
@@ -43,6 +44,7 @@ class TinyModel:
     real: Callable | None = None
     num_prefix_tokens: int | str = 0
     exact: float = 1e-5
+    fit_dtype: str = "mixed_bfloat16"
     export_arguments: dict = dataclasses.field(default_factory=dict)
     without_gradient: tuple = ()
 
