@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import inspect
 from typing import Any
 from typing import NamedTuple
@@ -79,21 +80,15 @@ def convert_graph(backbone, family, settings):
     for name, value in dense_tensors.items():
         if isinstance(value, dict):
             tensors[name] = {key: tensors[name][key] for key in value}
-    layers = {
-        name: replacer.replaced(value)
-        for name, value in attributes.items()
-        if _consists_of(value, keras.layers.Layer)
-        # It is taken apart, and its blocks are replaced.
-        and type(value).__name__ not in family.run
-    }
-    values = {
-        name: value
-        for name, value in attributes.items()
-        if not _consists_of(value, keras.layers.Layer)
-    }
-    return ConvertedGraph(
-        inputs, outputs, layers, {**values, **tensors}, reduction_factors
-    )
+    layers, values = {}, {}
+    for name, value in attributes.items():
+        if type(value).__name__ in family.run:
+            values[name] = replacer.runner(value)
+        elif _consists_of(value, keras.layers.Layer):
+            layers[name] = replacer.replaced(value)
+        else:
+            values[name] = tensors.get(name, value)
+    return ConvertedGraph(inputs, outputs, layers, values, reduction_factors)
 
 
 def count_blocks(backbone, family):
@@ -137,6 +132,18 @@ class _Replacer:
                 kwargs["pinned"] = self.pinned
             return self._make_block(layer)(*args, **kwargs)
         return self._replace(layer, *args, **kwargs)(*args, **kwargs)
+
+    def runner(self, layer):
+        """A function for an attribute whose layer was taken apart.
+
+        It is called as the layer was, and runs what replaced its parts.
+        """
+
+        def call(part, *args, **kwargs):
+            return self.replaced(part)(*args, **kwargs)
+
+        run = self.family.run[type(layer).__name__]
+        return functools.partial(run, layer, call)
 
     def replaced(self, value):
         """An attribute's layers, or lists of them, as they were replaced."""

@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 
 import keras_coda
@@ -39,3 +40,26 @@ def test_flops_of_all_sequences():
     # over all, 2 over the text.
     num_tokens = 2 * 8 * 16 + 16 * 8 + 8 * 16 + 2 * 13
     assert flops.dense["feedforward"] == num_tokens * 2 * 16 * 32
+
+
+def detached(*tensors):
+    return [
+        keras.ops.convert_to_numpy(keras.ops.stop_gradient(tensor))
+        for tensor in tensors
+    ]
+
+
+def test_own_methods_run_the_converted_encoders():
+    dense, inputs = TINY.make(), TINY.inputs()
+    coda = keras_coda.coda_wrap(dense, reduction_factor=1)
+    video, text = inputs.pop("pixel_values"), tuple(inputs.values())
+    expected = dense.get_vision_embeddings(video)
+    assert_close(*detached(coda.get_vision_embeddings(video), expected))
+    assert_close(
+        *detached(
+            coda.get_text_embeddings(*text), dense.get_text_embeddings(*text)
+        )
+    )
+    coda.reduction_factor = 4
+    reduced, expected = detached(coda.get_vision_embeddings(video), expected)
+    assert np.abs(reduced - expected).max() > 1e-3

@@ -41,5 +41,7 @@ MODELS = [
         inputs,
         # The video has no padding, and is routed by the same factor.
         real=lambda outputs, inputs: outputs["text_embeddings"],
+        # Of the last text block the class token alone is read.
+        without_gradient=("text_encoder_transformer_block_1/router/kernel",),
     )
 ]
