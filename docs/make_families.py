@@ -10,6 +10,22 @@ from keras_coda.conversion.unsupported import UNSUPPORTED
 
 PATH = pathlib.Path(__file__).with_name("families.md")
 
+FOOT = """
+## What to know of some
+
+Of KerasHub 0.32, seen when the families were tested:
+
+- RoFormerV2 and ESM mask padding on PyTorch only; on JAX and TensorFlow padding
+  changes what the dense models compute. Converted ones mask it everywhere, so
+  with padding they equal the dense model on PyTorch alone.
+- Moonshine normalises over all of the audio, padding included, and takes no
+  mixed precision.
+- T5Gemma has no windows in its encoder, whatever its layer types say, and
+  neither has the converted one. T5Gemma 2 has them.
+- In the last block of CLIP's and SigLIP's text towers only the pooled token is
+  read, and it is always routed: a large reduction factor there loses nothing.
+"""
+
 HEAD = """# Models that `coda_wrap` converts
 
 Written by `python docs/make_families.py`;
@@ -28,7 +44,7 @@ def content():
     lines = [HEAD, keras_coda.supported_models().to_markdown(), "\n"]
     lines.append("## Models that cannot be routed\n\n")
     lines += [f"- {name}: {why}.\n" for name, why in UNSUPPORTED.items()]
-    return "".join(lines)
+    return "".join([*lines, FOOT])
 
 
 if __name__ == "__main__":
