@@ -9,9 +9,9 @@ from tests.conversion.tiny import tiny_models
 
 
 def pyramid(backbone, inputs):
-    return predict(
-        keras.Model(backbone.input, backbone.pyramid_outputs), inputs
-    )
+    # Keras keeps a dict that it tracks, which JAX does not take.
+    outputs = dict(backbone.pyramid_outputs)
+    return predict(keras.Model(backbone.input, outputs), inputs)
 
 
 @pytest.mark.parametrize("name", ["DINOV2Backbone", "DINOV3Backbone"])
