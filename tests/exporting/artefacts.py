@@ -171,11 +171,13 @@ class Checks:
                 actual = dict(file)
             assert actual.keys() == expected.keys(), path.name
             for name, value in expected.items():
+                # Deep stacks of random adapters have outputs in the thousands.
+                atol = 1e-4 * max(1.0, np.abs(value).max())
                 np.testing.assert_allclose(
-                    actual[name], value, atol=1e-4, err_msg=path.name
+                    actual[name], value, atol=atol, err_msg=path.name
                 )
             differences[path.name] = max(
-                np.abs(actual[name] - value).max()
+                np.abs(actual[name].astype("float64") - value).max()
                 for name, value in expected.items()
             )
         return differences
