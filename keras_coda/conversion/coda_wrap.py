@@ -113,9 +113,8 @@ def _why_unsupported(model, backbone):
             f"around its blocks. {received}"
         )
     name = type(backbone).__name__
-    for known, reason in UNSUPPORTED.items():
-        if name == known:
-            return f"{name} cannot be routed: {reason}. {received}"
+    if name in UNSUPPORTED:
+        return f"{name} cannot be routed: {UNSUPPORTED[name]}. {received}"
     for dense_cls in type(backbone).__mro__:
         if dense_cls in registry.backbone_classes:
             return (

@@ -127,15 +127,15 @@ class EncoderBlock(DenseBlock):
         Returns:
             A tuple of their names, each with whether it takes `training`.
         """
-        for name, part in parts.items():
-            found = find_part(layer, part)
-            copied = is_norm(found)
-            setattr(self, name, copy_norm(found, name) if copied else found)
-        return tuple(
-            (name, "training" in inspect.signature(part.call).parameters)
-            for name in parts
-            for part in [getattr(self, name)]
-        )
+        steps = []
+        for name, path in parts.items():
+            part = find_part(layer, path)
+            takes = inspect.signature(part.call).parameters
+            setattr(
+                self, name, copy_norm(part, name) if is_norm(part) else part
+            )
+            steps.append((name, "training" in takes))
+        return tuple(steps)
 
     def _run(self, steps, inputs, training):
         outputs = inputs
