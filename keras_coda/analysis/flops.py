@@ -2,7 +2,6 @@ import math
 from typing import NamedTuple
 
 import keras
-from rich.console import Console
 from rich.table import Table
 
 from keras_coda._keras_internals import sublayers
@@ -14,6 +13,7 @@ from keras_coda.layers import ParallelAdapter
 from keras_coda.layers.attend import is_worth_absorbing
 from keras_coda.layers.conditional_transformer_block import ATTENTIONS
 from keras_coda.layers.set_reduction_factor import per_block_reduction_factors
+from keras_coda.tables import as_text
 from keras_coda.validation import validate_choice
 from keras_coda.validation import validate_positive_integer
 
@@ -64,11 +64,8 @@ class Flops(NamedTuple):
             if any(model[part] for model in models):
                 counts = (_millions(model[part]) for model in models)
                 table.add_row(part, *counts)
-        console = Console(width=80, color_system=None, force_jupyter=False)
-        with console.capture() as capture:
-            console.print(table)
-            console.print(f"dense with adapters / CoDA: {self.ratio:.2f}")
-        return capture.get().rstrip("\n")
+        ratio = f"dense with adapters / CoDA: {self.ratio:.2f}"
+        return as_text(table, ratio, width=80)
 
 
 def flops(

@@ -82,6 +82,22 @@ CLIP_ENCODER = Parts(
     causal="use_causal_mask",
 )
 
+# The layers of DINOv2 and DINOv3.
+DINO_ENCODER = Parts(
+    attention="attention",
+    attention_norm="norm1",
+    after_attention={
+        "attention_scale": "layer_scale1",
+        "drop_path": "drop_path",
+    },
+    feedforward_norm="norm2",
+    feedforward={
+        "feedforward": "mlp",
+        "feedforward_scale": "layer_scale2",
+        "drop_path": "drop_path",
+    },
+)
+
 
 class EncoderBlock(DenseBlock):
     """An encoder layer of one attention and one feedforward network.

@@ -1,9 +1,9 @@
 from typing import NamedTuple
 
-from rich.console import Console
 from rich.table import Table
 
 from keras_coda.conversion import registry
+from keras_coda.tables import as_text
 
 COLUMNS = ["backbone", "routed", "always routed", "tasks", "exports tested"]
 
@@ -35,10 +35,7 @@ class SupportedModels(tuple):
             table.add_column(column)
         for model in self:
             table.add_row(*_cells(model, "\n"))
-        console = Console(width=110, color_system=None, force_jupyter=False)
-        with console.capture() as capture:
-            console.print(table)
-        return capture.get().rstrip("\n")
+        return as_text(table, width=110)
 
     def to_markdown(self):
         """The table in Markdown, as in `docs/families.md`."""

@@ -1,6 +1,5 @@
 from typing import NamedTuple
 
-from rich.console import Console
 from rich.table import Table
 
 from keras_coda.conversion.trained_weights import backbone_of
@@ -8,6 +7,7 @@ from keras_coda.layers import ParallelAdapter
 from keras_coda.layers import TokenRouter
 from keras_coda.layers.partly_frozen import lora_layers
 from keras_coda.layers.partly_frozen import lora_weights
+from keras_coda.tables import as_text
 
 
 class TrainableSummary(NamedTuple):
@@ -80,7 +80,4 @@ def _table(name, summary):
         if part == "trainable":
             table.add_section()
         table.add_row(part, f"{size:,}", f"{100 * size / total:.2f}%")
-    console = Console(width=60, color_system=None, force_jupyter=False)
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get().rstrip("\n")
+    return as_text(table, width=60)

@@ -1,6 +1,8 @@
 """DINOv2: pre-LN blocks with layer scale, whose outputs are a pyramid."""
 
-from keras_coda.conversion.encoder_block import Parts
+import dataclasses
+
+from keras_coda.conversion.encoder_block import DINO_ENCODER
 from keras_coda.conversion.family import Family
 from keras_coda.conversion.registration import register_family
 
@@ -16,19 +18,12 @@ def run_encoder(layer, call, inputs):
 register_family(
     Family(
         backbone="DINOV2Backbone",
-        parts=Parts(
+        parts=dataclasses.replace(
+            DINO_ENCODER,
             attention="attention/attention",
-            attention_norm="norm1",
             after_attention={
                 "attention_dropout": "attention/dropout",
-                "attention_scale": "layer_scale1",
-                "drop_path": "drop_path",
-            },
-            feedforward_norm="norm2",
-            feedforward={
-                "feedforward": "mlp",
-                "feedforward_scale": "layer_scale2",
-                "drop_path": "drop_path",
+                **DINO_ENCODER.after_attention,
             },
         ),
         blocks=lambda backbone: backbone.encoder.layers,

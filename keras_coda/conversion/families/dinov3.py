@@ -2,8 +2,8 @@
 
 from keras import ops
 
+from keras_coda.conversion.encoder_block import DINO_ENCODER
 from keras_coda.conversion.encoder_block import EncoderBlock
-from keras_coda.conversion.encoder_block import Parts
 from keras_coda.conversion.family import Family
 from keras_coda.conversion.registration import register_family
 from keras_coda.layers import ConditionalTransformerBlock
@@ -77,20 +77,7 @@ def run_encoder(layer, call, inputs, position_embeddings, num_prefix_tokens):
 register_family(
     Family(
         backbone="DINOV3Backbone",
-        parts=Parts(
-            attention="attention",
-            attention_norm="norm1",
-            after_attention={
-                "attention_scale": "layer_scale1",
-                "drop_path": "drop_path",
-            },
-            feedforward_norm="norm2",
-            feedforward={
-                "feedforward": "mlp",
-                "feedforward_scale": "layer_scale2",
-                "drop_path": "drop_path",
-            },
-        ),
+        parts=DINO_ENCODER,
         blocks=lambda backbone: backbone.encoder.layers,
         block_cls=DINOV3EncoderBlock,
         layer_cls=DINOV3ConditionalBlock,

@@ -1,6 +1,8 @@
 """RoFormerV2: post-LN blocks with rotary positions."""
 
-from keras_coda.conversion.encoder_block import Parts
+import dataclasses
+
+from keras_coda.conversion.encoder_block import TRANSFORMER_ENCODER
 from keras_coda.conversion.family import Family
 from keras_coda.conversion.registration import register_family
 from keras_coda.conversion.rotary_block import RotaryConditionalBlock
@@ -14,14 +16,14 @@ class RoformerV2EncoderBlock(RotaryEncoderBlock):
 register_family(
     Family(
         backbone="RoformerV2Backbone",
-        parts=Parts(
+        parts=dataclasses.replace(
+            TRANSFORMER_ENCODER,
             attention="attention_layer",
             attention_norm="attention_norm",
             after_attention={"attention_dropout": "dropout_layer"},
             feedforward_norm="feedforward_norm",
             feedforward={
-                "intermediate": "feedforward_intermediate_dense",
-                "output_projection": "feedforward_output_dense",
+                **TRANSFORMER_ENCODER.feedforward,
                 "feedforward_dropout": "dropout_layer",
             },
             pre_norm=False,
