@@ -226,7 +226,8 @@ def train(experiment, task, arguments):
         sample = keras.tree.map_structure(
             lambda values: values[:384], task.unlabelled
         )
-        notes["fitted"] = keras_coda.training.calibrate(model, sample)
+        calibration = keras_coda.training.calibrate(model, sample, verbose=0)
+        notes["fitted"] = calibration.blocks
     if "distill" in row.recipe:
         history = keras_coda.training.align(
             model,

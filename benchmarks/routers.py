@@ -32,8 +32,9 @@ import keras_coda
 from keras_coda.conversion.trained_weights import trained_weights
 from keras_coda.layers.routing_scope import RoutingScope
 from keras_coda.training import observation
-from keras_coda.training.calibrate import observe_updates
-from keras_coda.training.calibrate import ridge_regression
+from keras_coda.training.block_fits import Moments
+from keras_coda.training.block_fits import ridge_regression
+from keras_coda.training.inputs import make_batches
 
 EPSILONS = (0.03, 0.1, 0.3, 1.0)
 
@@ -83,9 +84,9 @@ def block_inputs(coda, inputs):
     """What the router of each block reads."""
     blocks = coda.backbone.conditional_blocks
     hidden = [[] for _ in blocks]
-    for batch in observation.batches(inputs, 64):
+    for batch in make_batches(coda, inputs, 64):
         with RoutingScope() as scope:
-            coda.backbone(observation.to_tensors(batch), training=False)
+            coda.backbone(batch, training=False)
         for block, parts in zip(blocks, hidden):
             parts.append(observation.to_numpy(scope.record(block).hidden))
     return list(zip(blocks, map(np.concatenate, hidden)))
@@ -127,13 +128,21 @@ def is_routed(coda, inputs):
 
 def score_update_size(coda, inputs, sign):
     """Makes routers prefer large updates, or small ones with `sign=-1`."""
-    backbone = coda.backbone
-
-    def size(updates):
-        return np.linalg.norm(updates, axis=-1, keepdims=True)
-
-    for block, moments in observe_updates(backbone, inputs, 32, size):
-        _, mean, covariance, cross, squares = moments.normalized()
+    blocks = coda.backbone.conditional_blocks
+    moments = [Moments() for _ in blocks]
+    for batch in make_batches(coda, inputs, 32):
+        with observation.dense(blocks), RoutingScope() as scope:
+            coda.backbone(batch, training=False)
+        for block, sums in zip(blocks, moments):
+            record = scope.record(block)
+            hidden = observation.to_numpy(record.hidden)
+            update = observation.to_numpy(record.outputs - record.inputs)
+            update = update - observation.apply(block.adapter, hidden)
+            size = np.linalg.norm(update, axis=-1, keepdims=True)
+            chosen = observation.choosable(block, record)
+            sums.add(hidden[chosen], size[chosen])
+    for block, sums in zip(blocks, moments):
+        _, mean, covariance, cross, squares = sums.normalized()
         kernel = ridge_regression(covariance, cross, 1e-3)
         kernel /= np.sqrt(float(squares[0] - mean[0] ** 2))
         block.router.kernel.assign(0.25 * sign * kernel)

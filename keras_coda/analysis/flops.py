@@ -26,6 +26,8 @@ PARTS = (
     "router",
     "other",
 )
+# What a dense model does not have.
+ADDED_PARTS = ("adapter", "shortcut", "router")
 
 
 class Flops(NamedTuple):
@@ -144,7 +146,7 @@ def flops(
     ones = [1] * len(blocks)
     adapters = _count(backbone, ones, "k_to_all", *sizes)
     coda = _count(backbone, reduction_factors, attention, *sizes)
-    dense = {**adapters, "adapter": 0, "shortcut": 0, "router": 0}
+    dense = {**adapters, **dict.fromkeys(ADDED_PARTS, 0)}
     tokens = " and ".join(str(n) for n in dict.fromkeys(lengths))
     values = ", ".join(f"{r:g}" for r in dict.fromkeys(reduction_factors))
     return Flops(
@@ -228,7 +230,7 @@ def count_attention(kernels, k, m):
     return rows + projected[0], projected[1]
 
 
-def count_outside(backbone, lengths, decoder_length=None):
+def count_outside(backbone, lengths, decoder_length=None, counts_decoder=True):
     """Multiply-adds of a sequence outside the encoder blocks, by part.
 
     Of dense layers, convolutions and decoder blocks; each of the latter as one
@@ -238,6 +240,8 @@ def count_outside(backbone, lengths, decoder_length=None):
         lengths: dict from the id of each conditional block to its number of
             tokens.
         decoder_length: optional int. Defaults to that of the encoder.
+        counts_decoder: bool. Whether decoder blocks are counted. Defaults to
+            `True`.
     """
     counts = {"adapter": 0, "other": 0}
     n = lengths[id(backbone.conditional_blocks[0])]
@@ -247,12 +251,14 @@ def count_outside(backbone, lengths, decoder_length=None):
             continue
         if isinstance(layer, CodaBackbone):
             for part, count in count_outside(
-                layer, lengths, decoder_length
+                layer, lengths, decoder_length, counts_decoder
             ).items():
                 counts[part] += count
             continue
         inside = [layer, *sublayers(layer, recursive=True)]
         adapters = [x for x in inside if isinstance(x, ParallelAdapter)]
+        if adapters and not counts_decoder:
+            continue
         if adapters:
             counts["adapter"] += decoder_length * sum(
                 map(_adapter_size, adapters)

@@ -40,13 +40,16 @@ class RoutingScope:
         choose: optional function of `(block, hidden, padding_mask, pinned)`
             that returns the `BlockRouting` to use in the place of the router's,
             or `None` for the router's.
+        known: optional dict from the id of a block to outputs that it is to
+            return, in the place of computing anything.
 
     Attributes:
         records: dict from the id of each block to its `BlockRecord`.
     """
 
-    def __init__(self, choose=None):
+    def __init__(self, choose=None, known=None):
         self.choose = choose
+        self.known = known or {}
         self.records = {}
 
     def __enter__(self):

@@ -160,7 +160,9 @@ class TokenRouter(keras.layers.Layer):
         if self.num_prefix_tokens == 0:
             return weights, indices
 
-        prefix_weights = _ones(scores[:, :num_prefix], mask)
+        # Where nothing is left to choose, the gradient is 0 and not absent.
+        prefix_scores = scores[:, :num_prefix]
+        prefix_weights = _ones(prefix_scores, mask) + 0.0 * prefix_scores
         prefix_indices = ops.broadcast_to(
             ops.arange(num_prefix, dtype="int32"), ops.shape(prefix_weights)
         )

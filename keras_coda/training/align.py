@@ -6,6 +6,7 @@ from keras_coda.conversion.coda_wrap import coda_wrap
 from keras_coda.conversion.trained_weights import backbone_of
 from keras_coda.conversion.trained_weights import trained_weights
 from keras_coda.layers.routing_scope import RoutingScope
+from keras_coda.training.inputs import preprocess
 from keras_coda.training.observation import encoder_of
 from keras_coda.validation import validate_choice
 
@@ -49,9 +50,9 @@ def align(
         coda: what `keras_coda.coda_wrap` made, a backbone or a task. Compiled
             models stay so, with their optimizer as it was.
         dense: the model that `coda` was made from. It is not changed.
-        x: inputs of the backbone without labels: arrays, or a dataset of
-            batches. A task's preprocessor makes them from raw inputs:
-            `task.preprocessor(texts)`.
+        x: inputs without labels: texts, or a tuple of two lists of texts for a
+            task on pairs, where `coda` is a task with a preprocessor; or
+            inputs of the backbone, arrays or a dataset of batches.
         target: `"pretrained"`, reproduce `dense`, or `"fine_tuned"`, reproduce
             what `coda` as it is now computes with a reduction factor of 1.
             Defaults to `"pretrained"`.
@@ -94,7 +95,7 @@ def align(
     teacher = _make_teacher(coda, dense, target)
     aligner = _Aligner(coda, teacher, logits_weight, temperature)
     aligner.compile(optimizer=optimizer or keras.optimizers.AdamW(1e-3))
-    return aligner.fit(x, **fit_arguments)
+    return aligner.fit(preprocess(coda, x), **fit_arguments)
 
 
 def _validate(coda, dense, logits_weight, temperature):

@@ -1,62 +1,111 @@
+import functools
+
+import keras
+import keras_hub
 import numpy as np
+import rich.progress
 
 from keras_coda.conversion.coda_model import validate_converted
 from keras_coda.conversion.trained_weights import backbone_of
-from keras_coda.layers.routing_scope import RoutingScope
-from keras_coda.training.observation import apply
-from keras_coda.training.observation import batches
-from keras_coda.training.observation import choosable
-from keras_coda.training.observation import dense
-from keras_coda.training.observation import encoder_of
-from keras_coda.training.observation import to_numpy
-from keras_coda.training.observation import to_tensors
-from keras_coda.training.routing_regression import observe_routings
+from keras_coda.training.block_chain import BlockChain
+from keras_coda.training.block_fits import fit_blocks
+from keras_coda.training.budget import Cost
+from keras_coda.training.budget import Search
+from keras_coda.training.calibration import Calibration
+from keras_coda.training.inputs import hold_back
+from keras_coda.training.inputs import make_batches
+from keras_coda.training.observation import block_lengths
+from keras_coda.training.observation import without_gradients
+from keras_coda.training.observed import OBSERVED
+from keras_coda.training.observed import Observed
+from keras_coda.training.routing_regression import fit_routers
+from keras_coda.validation import validate_choice
+
+# Their outputs are logits.
+LOGITS_TASKS = (
+    keras_hub.models.CausalLM,
+    keras_hub.models.ImageClassifier,
+    keras_hub.models.MaskedLM,
+    keras_hub.models.Seq2SeqLM,
+    keras_hub.models.TextClassifier,
+)
+# Inputs on which the error of reduction factors is measured.
+NUM_OBSERVED = 64
 
 
-def calibrate(coda, x, batch_size=32, ridge=1e-3, num_passes=8, seed=0):
-    """Fits shortcuts and routers without gradients, by least squares.
+def calibrate(
+    coda,
+    x,
+    speedup=None,
+    observed=None,
+    batch_size=32,
+    ridge=1e-3,
+    num_passes=8,
+    seed=0,
+    verbose=1,
+):
+    """Makes a converted model fast without labels or gradients.
 
-    Some hundred unlabelled inputs are enough. For what the model computes at
-    `reduction_factor=1`, with its adapters as they are, to be kept at its own
-    reduction factor:
+    Some hundred inputs are enough. For what the model computes at
+    `reduction_factor=1`, with its adapters as they are, to be kept at higher
+    ones:
 
+    - With `speedup`, a reduction factor is chosen for each block. The error of
+      what is read of the model is measured, on inputs held back from the fits
+      (64, or a quarter), for factors that are fast enough: dense first or last
+      blocks, left-out blocks, and what a search among them finds.
     - Each block's shortcut, where there is one (`shortcut_dim`), becomes the
-      linear map of its rank that best predicts the block's update of a token
-      (reduced-rank ridge regression).
-    - Each block's router becomes the linear function of a token that best
-      predicts how much routing it helps. Every input is computed `num_passes`
-      times with tokens routed at random, the same tokens by all blocks with
-      `attention="k_to_k"`; the logarithm of the error of the output is
-      regressed on the tokens that were routed. The output is the
-      last encoder block's, at the tokens that are always routed, or at all
-      tokens if there are none. The scores have a standard deviation of 0.25.
+      linear map of its rank that best predicts what a token lacks that is not
+      routed (reduced-rank ridge regression).
+    - Each block's router becomes a linear function of a token. If all tokens
+      are read, it is the one that best predicts how much the shortcut misses.
+      If only some are, it is the one that best predicts how much routing a
+      token helps them: every input is computed `num_passes` times with tokens
+      routed at random, the same tokens by all blocks with
+      `attention="k_to_k"`, and the logarithm of the error is regressed on the
+      tokens that were routed. The scores have a standard deviation of 0.25.
 
-    Fine-tune densely first, then calibrate, then go on at the reduction factor:
-    a fit to the pretrained model does not fit the fine-tuned one.
+    Fine-tune densely first, then calibrate: a fit to the pretrained model does
+    not fit the fine-tuned one.
 
     Args:
         coda: what `keras_coda.coda_wrap` made, a backbone or a task. Its
-            shortcuts and the routers of blocks with a reduction factor above
-            1 are set, nothing else is changed.
-        x: inputs of the backbone: arrays, or an iterable of batches such as a
-            `tf.data.Dataset`. A task's preprocessor makes them from raw
-            inputs: `task.preprocessor(texts)`.
+            reduction factors (with `speedup`), shortcuts and the routers of
+            blocks with a reduction factor above 1 are set, nothing else is
+            changed.
+        x: texts, or a tuple of two lists of texts for a task on pairs, where
+            the task has a preprocessor. Or inputs of the backbone: arrays, or
+            an iterable of batches such as a `tf.data.Dataset`.
+        speedup: optional float > 1. How many times fewer multiply-adds the
+            encoder is to take than that of the dense model, before it was
+            converted. Defaults to `None`: the reduction factors that the model
+            has.
+        observed: what is read of the model. `"pinned"`, the tokens that are
+            always routed; `"tokens"`, all real ones; or a function of the
+            inputs that runs `coda`, such as a functional model around it, and
+            returns what is read. Defaults to the outputs of a task; to the
+            pinned tokens of a backbone, or all if it pins none.
         batch_size: int. For arrays. Defaults to `32`.
         ridge: float >= 0. Penalty on the shortcuts' squared coefficients, in
             units of the mean variance of what they multiply. Defaults to
             `1e-3`.
         num_passes: int >= 2. Random routings of each input. Defaults to `8`.
         seed: int. Of the random routings. Defaults to `0`.
+        verbose: 0 or 1. Whether to show progress. Defaults to `1`.
 
     Returns:
-        A dict from the name of each block to a dict with what was fitted:
-        `"shortcut"`, the share of the update's mean square that is explained,
-        and `"router"`, the correlation with the logarithm of the error. Both
-        on `x` itself. A router whose choice makes no difference is not fitted.
+        A `Calibration`: `reduction_factor`, a list; `speedup`, by arithmetic;
+        `error`, that of what is read, on 64 inputs at most, with `speedup`
+        others than those fitted; and `blocks`, a dict from the name of each
+        block to what was fitted: `"shortcut"`, the share of what tokens lack
+        that is explained, and `"router"`, the correlation with the logarithm
+        of the error. A router whose choice makes no difference is not fitted.
+        It prints as a table.
 
     Raises:
         TypeError: if `coda` was not converted.
-        ValueError: if `num_passes` is below 2.
+        ValueError: if `num_passes` is below 2, `observed` is unknown, or
+            `speedup` is out of reach; the message says what is in reach.
 
     Example:
 
@@ -68,127 +117,131 @@ def calibrate(coda, x, batch_size=32, ridge=1e-3, num_passes=8, seed=0):
     ...     hidden_dim=8,
     ...     mlp_dim=16,
     ... )
-    >>> coda = keras_coda.coda_wrap(dense, reduction_factor=2, shortcut_dim=4)
+    >>> coda = keras_coda.coda_wrap(dense, adapter_dim=1, shortcut_dim=1)
     >>> images = np.random.normal(size=(16, 8, 8, 3)).astype("float32")
-    >>> fitted = keras_coda.training.calibrate(coda, images)
-    >>> [sorted(values) for values in fitted.values()]
-    [['router', 'shortcut'], ['router', 'shortcut']]
+    >>> calibration = keras_coda.training.calibrate(
+    ...     coda, images, speedup=1.2, verbose=0
+    ... )
+    >>> coda.reduction_factor == calibration.reduction_factor
+    True
+    >>> calibration.speedup >= 1.2
+    True
     """
-    validate_converted("coda", coda)
-    if num_passes < 2:
-        raise ValueError(
-            "`num_passes` must be at least 2, because random routings of the "
-            f"same input are compared. Received: num_passes={num_passes}"
-        )
-    backbone = backbone_of(coda)
-    names = {id(block): name for name, block in backbone.named_blocks.items()}
-    fitted = {name: {} for name in backbone.named_blocks}
-    if backbone.shortcut_dim is not None:
-        for block, moments in observe_updates(backbone, x, batch_size):
-            share = _fit_shortcut(block.shortcut, moments, ridge)
-            fitted[names[id(block)]]["shortcut"] = share
-    for block, routing in observe_routings(
-        backbone, x, batch_size, num_passes, np.random.default_rng(seed)
+    calibrator = Calibrator(
+        coda, x, observed, batch_size, ridge, num_passes, seed, verbose
+    )
+    return calibrator.run(speedup)
+
+
+class Calibrator:
+    """What `calibrate` does, for whom it goes on after; see there.
+
+    Attributes:
+        inputs: list of the batches that are fitted, as tensors.
+        held_back: list of those on which the error is measured.
+    """
+
+    def __init__(
+        self,
+        coda,
+        x,
+        observed=None,
+        batch_size=32,
+        ridge=1e-3,
+        num_passes=8,
+        seed=0,
+        verbose=1,
     ):
-        fitted[names[id(block)]]["router"] = routing.fit(block.router)
-    return fitted
+        validate_converted("coda", coda)
+        if num_passes < 2:
+            raise ValueError(
+                "`num_passes` must be at least 2, because random routings of "
+                f"the same input are compared. Received: {num_passes=}"
+            )
+        if observed is not None and not callable(observed):
+            validate_choice("observed", observed, OBSERVED)
+        self.coda, self.backbone = coda, backbone_of(coda)
+        self.inputs = make_batches(coda, x, batch_size)
+        self.held_back = hold_back(self.inputs, NUM_OBSERVED)
+        self.ridge, self.num_passes = ridge, num_passes
+        self.rng = np.random.default_rng(seed)
+        self.verbose = verbose
+        self.models = [coda, *[observed] * isinstance(observed, keras.Model)]
+        self.are_logits = observed is None and has_logits(coda)
+        with without_gradients(*self.models):
+            self.read = self._what_is_read(observed)
+            self.observed = self._observe(self.held_back)
 
+    def _what_is_read(self, observed):
+        if observed is not None:
+            return observed
+        if self.coda is not self.backbone:
+            return functools.partial(self.coda, training=False)
+        first = Observed(self.backbone, self.inputs[:1], "pinned", False)
+        return "pinned" if first.reads_something else "tokens"
 
-def observe_updates(backbone, x, batch_size, target=lambda update: update):
-    """Moments of each block's hidden states and its updates of them.
+    def _observe(self, inputs):
+        return Observed(self.backbone, inputs, self.read, self.are_logits)
 
-    Args:
-        target: callable from updates `(m, hidden_dim)` to what is to be
-            predicted, `(m, target_dim)`.
-
-    Returns:
-        A list of tuples `(block, _Moments)`.
-    """
-    blocks = backbone.conditional_blocks
-    encoder = encoder_of(backbone)
-    all_moments = [_Moments() for _ in blocks]
-    for batch in batches(x, batch_size):
-        with dense(blocks), RoutingScope() as scope:
-            encoder(to_tensors(batch), training=False)
-        for block, moments in zip(blocks, all_moments):
-            record = scope.record(block)
-            hidden = to_numpy(record.hidden)
-            update = to_numpy(record.outputs - record.inputs)
-            update = update - apply(block.adapter, hidden)
-            chosen = choosable(block, record)
-            moments.add(hidden[chosen], target(update[chosen]))
-    return list(zip(blocks, all_moments))
-
-
-class _Moments:
-    """Sums over tokens, in float64, that least squares needs."""
-
-    def __init__(self):
-        self.count = 0
-        self.sums = None
-
-    def add(self, features, targets):
-        features = np.asarray(features, "float64")
-        targets = np.asarray(targets, "float64")
-        sums = (
-            features.sum(0),
-            targets.sum(0),
-            features.T @ features,
-            features.T @ targets,
-            np.sum(targets**2, axis=0),
+    def run(self, speedup=None):
+        """Returns a `Calibration`."""
+        bar = rich.progress.Progress(
+            disable=not self.verbose, transient=True, redirect_stdout=False
         )
-        self.count += len(features)
-        if self.sums is None:
-            self.sums = sums
-        else:
-            self.sums = tuple(map(np.add, self.sums, sums))
+        with without_gradients(*self.models), bar:
+            return self._run(speedup, bar)
 
-    def normalized(self):
-        """Statistics of features (f) and targets (t) for each token.
+    def error(self):
+        """The error of what is read, of the model as it is."""
+        chain = BlockChain(self.backbone, self.held_back)
+        with without_gradients(*self.models):
+            return self.observed.mean_error(
+                chain.outputs(self.observed.function)
+            )
 
-        Returns:
-            A tuple of the means of f and t, the covariance of f, that of f and
-            t, and the mean squares of t.
-        """
-        features, targets, squares, products, target_squares = (
-            value / self.count for value in self.sums
+    def _run(self, speedup, bar):
+        blocks = self.backbone.named_blocks
+        lengths = block_lengths(self.backbone, self.inputs[0])
+        cost = Cost(self.backbone, lengths)
+        if speedup is not None:
+            search = Search(self.backbone, self.observed, cost, speedup)
+            self.coda.reduction_factor = search.uniform()
+            if len(self.inputs) > len(self.held_back):
+                self.inputs = self.inputs[: -len(self.held_back)]
+            self._fit(bar, in_sequence=False)
+            self.coda.reduction_factor = search.run(bar)
+        fitted = self._fit(bar, in_sequence=self.observed.reads_all_tokens)
+        factors = [block.reduction_factor for block in blocks.values()]
+        return Calibration(
+            reduction_factor=factors,
+            speedup=cost.speedup(factors),
+            error=self.error(),
+            blocks={
+                name: fitted.get(id(block), {})
+                for name, block in blocks.items()
+            },
         )
-        covariance = squares - np.outer(features, features)
-        cross = products - np.outer(features, targets)
-        return features, targets, covariance, cross, target_squares
+
+    def _fit(self, bar, in_sequence):
+        """Fits shortcuts and routers for the factors of the model."""
+        task = bar.add_task("fitting", total=None)
+        by_residuals = self.observed.reads_all_tokens
+        fitted = fit_blocks(
+            self.backbone, self.inputs, self.ridge, in_sequence, by_residuals
+        )
+        if not by_residuals:
+            correlations = fit_routers(
+                self.backbone,
+                self._observe(self.inputs),
+                self.num_passes,
+                self.rng,
+            )
+            for key, correlation in correlations.items():
+                fitted.setdefault(key, {})["router"] = correlation
+        bar.remove_task(task)
+        return fitted
 
 
-def ridge_regression(covariance, cross, ridge):
-    """Coefficients from the covariances of features, and with targets."""
-    penalty = ridge * np.trace(covariance) / len(covariance)
-    return np.linalg.solve(
-        covariance + penalty * np.eye(len(covariance)), cross
-    )
-
-
-def _explained(coefficients, covariance, cross):
-    """The variance that linear coefficients explain."""
-    return 2 * np.sum(cross * coefficients) - np.sum(
-        coefficients * (covariance @ coefficients)
-    )
-
-
-def _fit_shortcut(shortcut, moments, ridge):
-    mean, target_mean, covariance, cross, mean_squares = moments.normalized()
-    coefficients = ridge_regression(covariance, cross, ridge)
-    # The directions in which the predicted updates vary most.
-    predicted = coefficients.T @ covariance @ coefficients
-    _, directions = np.linalg.eigh(predicted)
-    directions = directions[:, -shortcut.adapter_dim :]
-    # A rank above the hidden dimension has nothing more to offer.
-    excess = shortcut.adapter_dim - directions.shape[1]
-    down = np.pad(coefficients @ directions, [(0, 0), (0, excess)])
-    up = np.pad(directions.T, [(0, excess), (0, 0)])
-    shortcut.down.kernel.assign(down)
-    shortcut.down.bias.assign(np.zeros(len(up)))
-    shortcut.up.kernel.assign(up)
-    shortcut.up.bias.assign(target_mean - mean @ down @ up)
-    explained = np.sum(target_mean**2) + _explained(
-        down @ up, covariance, cross
-    )
-    return float(explained / np.sum(mean_squares))
+def has_logits(model):
+    """Whether the outputs of a model are known to be logits."""
+    return isinstance(model, LOGITS_TASKS)

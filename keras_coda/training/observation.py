@@ -3,10 +3,15 @@
 import contextlib
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_coda.conversion.coda_backbone import CodaBackbone
 from keras_coda.layers import ConditionalTransformerBlock
+from keras_coda.layers.routing_scope import RoutingScope
+
+# A reduction factor that leaves out all tokens but one, or the pinned ones.
+LEFT_OUT = 10_000
 
 
 def encoder_of(backbone):
@@ -60,17 +65,44 @@ def _own_blocks(backbone):
 
 
 @contextlib.contextmanager
-def dense(blocks):
-    """Computes everything while the context is entered."""
+def at_factor(reduction_factor, blocks):
+    """Gives blocks another reduction factor while the context is entered."""
     reduction_factors = [block.reduction_factor for block in blocks]
     try:
         # Not by way of the property: what is compiled stays valid.
         for block in blocks:
-            block.reduction_factor = 1
+            block.reduction_factor = reduction_factor
         yield
     finally:
         for block, value in zip(blocks, reduction_factors):
             block.reduction_factor = value
+
+
+def dense(blocks):
+    """Computes everything while the context is entered."""
+    return at_factor(1, blocks)
+
+
+@contextlib.contextmanager
+def without_gradients(*models):
+    """Has nothing recorded for gradients, which PyTorch keeps in memory."""
+    weights = [w for model in models for w in model.trainable_weights]
+    try:
+        for weight in weights:
+            weight.trainable = False
+        yield
+    finally:
+        for weight in weights:
+            weight.trainable = True
+
+
+def block_lengths(backbone, batch):
+    """How many tokens of a batch each block gets, a list."""
+    blocks = backbone.conditional_blocks
+    # Nearly nothing is computed.
+    with at_factor(LEFT_OUT, blocks), RoutingScope() as scope:
+        encoder_of(backbone)(batch, training=False)
+    return [scope.record(block).inputs.shape[1] for block in blocks]
 
 
 def pinned_tokens(block, record):
@@ -90,8 +122,16 @@ def choosable(block, record):
     return chosen
 
 
-def to_tensors(inputs):
-    return keras.tree.map_structure(ops.convert_to_tensor, inputs)
+def routed_tokens(record, routing=None):
+    """Which tokens of a `BlockRecord` are routed, as an array.
+
+    By its own `BlockRouting` or another.
+    """
+    rows = (routing or record.routing).rows
+    routed = np.full(tuple(record.inputs.shape[:2]), rows.are_all)
+    if not rows.are_all:
+        np.put_along_axis(routed, to_numpy(rows.indices), True, axis=1)
+    return routed
 
 
 def to_numpy(tensor):
@@ -100,20 +140,3 @@ def to_numpy(tensor):
 
 def apply(function, array):
     return to_numpy(function(ops.convert_to_tensor(array)))
-
-
-def batches(x, batch_size):
-    if not isinstance(x, dict) and not hasattr(x, "shape"):
-        if iter(x) is x:
-            raise TypeError(
-                "`x` is passed over more than once, which an iterator does not "
-                "allow. Pass arrays, a list of batches or a dataset. "
-                f"Received: x={x!r}"
-            )
-        yield from x
-        return
-    first = keras.tree.flatten(x)[0]
-    for start in range(0, len(first), batch_size):
-        yield keras.tree.map_structure(
-            lambda value: value[start : start + batch_size], x
-        )

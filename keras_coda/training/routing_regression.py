@@ -6,14 +6,11 @@ from keras import ops
 from keras_coda.layers.routed import BlockRouting
 from keras_coda.layers.routed import Rows
 from keras_coda.layers.routing_scope import RoutingScope
-from keras_coda.training.observation import batches
+from keras_coda.training.block_fits import DEVIATION
 from keras_coda.training.observation import choosable
 from keras_coda.training.observation import dense
 from keras_coda.training.observation import encoder_of
-from keras_coda.training.observation import pinned_tokens
-from keras_coda.training.observation import stacks
 from keras_coda.training.observation import to_numpy
-from keras_coda.training.observation import to_tensors
 
 
 class RoutingRegression:
@@ -21,8 +18,6 @@ class RoutingRegression:
 
     # The errors are noisy: on real data 3 to 100 did about as well, 0.3 worse.
     ridge = 30.0
-    # Of the scores: soft enough to be trained, at an epsilon of 0.03.
-    deviation = 0.25
 
     def __init__(self, hidden_dim):
         shape = (hidden_dim, hidden_dim)
@@ -63,61 +58,70 @@ class RoutingRegression:
         )
         variance = coefficients @ self.covariance @ coefficients
         variance /= max(self.num_tokens, 1)
-        kernel = self.deviation * coefficients / np.sqrt(max(variance, 1e-30))
+        kernel = DEVIATION * coefficients / np.sqrt(max(variance, 1e-30))
         router.kernel.assign(kernel[:, None])
         explained = coefficients @ self.squares @ coefficients
         size = np.sqrt(max(explained * self.error_square, 1e-30))
         return float(-coefficients @ self.products / size)
 
 
-def observe_routings(backbone, x, batch_size, num_passes, rng):
-    """Random routings and their errors.
+def fit_routers(backbone, observed, num_passes, rng):
+    """Fits routers to random routings and their errors.
 
     With `attention="k_to_k"` all blocks route the same tokens: a token that the
     blocks before left out would have nothing to tell the others.
 
+    Args:
+        backbone: a converted backbone, with the reduction factors to fit for.
+        observed: the `Observed` error of what is read, of the inputs to fit.
+        num_passes: int. Random routings of each batch.
+        rng: a NumPy generator.
+
     Returns:
-        A list of tuples `(block, RoutingRegression)` of the blocks that have
-        something to learn.
+        A dict from the id of each block that was fitted to the correlation
+        `"router"`, see `calibrate`.
     """
-    regressions = {
-        id(block): RoutingRegression(block.router.kernel.shape[0])
+    blocks = [
+        block
         for block in backbone.conditional_blocks
         if block.router.kernel is not None and block.reduction_factor > 1
+    ]
+    if not blocks:
+        return {}
+    regressions = {
+        id(block): RoutingRegression(block.router.kernel.shape[0])
+        for block in blocks
     }
-    if not regressions:
-        return []
     encoder = encoder_of(backbone)
-    for batch in batches(x, batch_size):
-        tensors = to_tensors(batch)
-        with dense(backbone.conditional_blocks), RoutingScope() as target:
-            encoder(tensors, training=False)
-        passes = []
+    for index, batch in enumerate(observed.inputs):
+        with dense(blocks), RoutingScope() as target:
+            encoder(batch, training=False)
+        routed, errors = [], []
         for _ in range(num_passes):
             choice = _RandomChoice(
                 regressions, rng, same=backbone.attention == "k_to_k"
             )
             with RoutingScope(choice) as scope:
-                encoder(tensors, training=False)
-            passes.append((choice.routed, scope))
-        for stack in stacks(backbone):
-            errors = _log_errors(
-                stack[-1], target, [scope for _, scope in passes]
+                outputs = observed.function(batch)
+            routed.append(choice.routed)
+            errors.append(observed.errors(index, outputs, scope))
+        # (number of stacks, num_passes, batch_size)
+        errors = np.log(np.swapaxes(errors, 0, 1) + 1e-6)
+        for block in blocks:
+            record = target.record(block)
+            chosen = choosable(block, record)
+            regressions[id(block)].add(
+                to_numpy(record.hidden),
+                np.stack([tokens[id(block)] for tokens in routed]) & chosen,
+                chosen,
+                errors[observed.stack_of(block)],
             )
-            for block in stack:
-                if id(block) in regressions:
-                    record = target.record(block)
-                    chosen = choosable(block, record)
-                    routed = np.stack([r[id(block)] for r, _ in passes])
-                    regressions[id(block)].add(
-                        to_numpy(record.hidden), routed & chosen, chosen, errors
-                    )
-    return [
-        (block, regressions[id(block)])
-        for block in backbone.conditional_blocks
+    return {
+        id(block): regressions[id(block)].fit(block.router)
+        for block in blocks
         # Where nothing, or everything, could be chosen there is no difference.
-        if id(block) in regressions and np.any(regressions[id(block)].products)
-    ]
+        if np.any(regressions[id(block)].products)
+    }
 
 
 class _RandomChoice:
@@ -165,32 +169,3 @@ class _RandomChoice:
             ops.convert_to_tensor(weights.astype("float32")),
             Rows(ops.convert_to_tensor(indices.astype("int32"))),
         )
-
-
-def _log_errors(last, target, scopes):
-    """Logarithms of the squared errors after a stack's last block, relative.
-
-    At the tokens that heads pool, or at all if none is pinned.
-
-    Returns:
-        Array of shape `(len(scopes), batch_size)`.
-    """
-    record = target.record(last)
-    observed = pinned_tokens(last, record)
-    if not observed.any():
-        observed = choosable(last, record)
-    outputs = to_numpy(record.outputs)
-    return np.stack(
-        [
-            _log_error(to_numpy(scope.record(last).outputs), outputs, observed)
-            for scope in scopes
-        ]
-    )
-
-
-def _log_error(output, target, observed):
-    """Logarithm of the squared error of each sequence, relative."""
-    observed = observed[..., None]
-    error = np.sum(observed * (output - target) ** 2, axis=(1, 2))
-    scale = np.sum(observed * target**2, axis=(1, 2))
-    return np.log((error + 1e-12) / (scale + 1e-12) + 1e-6)

@@ -193,7 +193,9 @@ def test_predicting_with_new_routers_warns_once(tmp_path):
     assert not warned(coda)
 
     calibrated = keras_coda.coda_wrap(bert_backbone())
-    keras_coda.training.calibrate(calibrated, bert_inputs(), num_passes=2)
+    keras_coda.training.calibrate(
+        calibrated, bert_inputs(), num_passes=2, verbose=0
+    )
     assert not warned(calibrated)
     calibrated.save(tmp_path / "model.keras")
     assert not warned(keras.models.load_model(tmp_path / "model.keras"))

@@ -1,3 +1,5 @@
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -20,6 +22,8 @@ MODELS = {
     "t5": (t5_backbone, t5_inputs),
     "vit": (vit_backbone, vit_inputs),
 }
+
+calibrate = functools.partial(keras_coda.training.calibrate, verbose=0)
 
 
 def many(inputs, times=20):
@@ -53,7 +57,7 @@ def test_hidden_states_start_closer(family):
         ).history["hidden_error"][0]
 
     before = error()
-    explained = keras_coda.training.calibrate(coda, inputs, num_passes=2)
+    explained = calibrate(coda, inputs, num_passes=2).blocks
     assert error() < 0.8 * before
     assert coda.reduction_factor == 3
     assert list(explained) == [b.name for b in coda.conditional_blocks]
@@ -81,7 +85,7 @@ def test_shortcuts_are_those_of_least_squares():
     coda = keras_coda.coda_wrap(
         dense, reduction_factor=2, shortcut_dim=HIDDEN_DIM
     )
-    explained = keras_coda.training.calibrate(coda, inputs, ridge=0.01)
+    explained = calibrate(coda, inputs, ridge=0.01).blocks
     (block,) = coda.conditional_blocks
     real = inputs["padding_mask"].astype(bool)
     real[:, 0] = False
@@ -105,7 +109,7 @@ def test_rank_limits_the_shortcut():
     shares = []
     for rank in (1, 4, HIDDEN_DIM, 2 * HIDDEN_DIM):
         coda = keras_coda.coda_wrap(dense, shortcut_dim=rank)
-        explained = keras_coda.training.calibrate(coda, inputs, num_passes=2)
+        explained = calibrate(coda, inputs, num_passes=2).blocks
         shares.append([s["shortcut"] for s in explained.values()])
     for block in np.transpose(shares):
         assert block[0] < block[1] < block[2] == pytest.approx(block[3])
@@ -125,7 +129,7 @@ def test_routers_find_the_tokens_that_matter():
         keras.utils.set_random_seed(seed)
         coda = keras_coda.coda_wrap(dense, reduction_factor=3, shortcut_dim=4)
         coda.conditional_blocks[1].reduction_factor = 1
-        keras_coda.training.calibrate(coda, inputs)
+        calibrate(coda, inputs)
         (kernel, *_) = [b.router.kernel for b in coda.conditional_blocks]
         calibrated = error(coda)
         kernel.assign(-kernel)
@@ -191,7 +195,7 @@ def test_blocks_that_attend_k_to_k_route_together(
     coda = keras_coda.coda_wrap(
         bert_backbone(), reduction_factor=2, attention=attention
     )
-    keras_coda.training.calibrate(coda, many(bert_inputs()), num_passes=2)
+    calibrate(coda, many(bert_inputs()), num_passes=2)
     first, second = observed[:2]
     # Not the same in both passes, and not everything.
     assert not np.array_equal(first[0], first[1])
@@ -201,7 +205,7 @@ def test_blocks_that_attend_k_to_k_route_together(
 def test_blocks_that_route_all_keep_their_routers():
     coda = keras_coda.coda_wrap(bert_backbone(), reduction_factor=[1, 3])
     kernels = [np.array(b.router.kernel) for b in coda.conditional_blocks]
-    fitted = keras_coda.training.calibrate(coda, many(bert_inputs()))
+    fitted = calibrate(coda, many(bert_inputs())).blocks
     assert [list(values) for values in fitted.values()] == [[], ["router"]]
     first, second = (np.array(b.router.kernel) for b in coda.conditional_blocks)
     assert np.array_equal(first, kernels[0])
@@ -209,7 +213,7 @@ def test_blocks_that_route_all_keep_their_routers():
     assert coda.reduction_factor == [1, 3]
     # Truncation has no router to fit.
     coda = keras_coda.coda_wrap(bert_backbone(), router="first_k")
-    fitted = keras_coda.training.calibrate(coda, many(bert_inputs()))
+    fitted = calibrate(coda, many(bert_inputs())).blocks
     assert not any(fitted.values())
 
 
@@ -217,7 +221,7 @@ def test_changes_routers_and_shortcuts_alone():
     coda = keras_coda.coda_wrap(bert_backbone(), shortcut_dim=2)
     randomize(coda)
     before = {weight.path: np.array(weight) for weight in coda.weights}
-    keras_coda.training.calibrate(coda, many(bert_inputs()))
+    calibrate(coda, many(bert_inputs()))
     for weight in coda.weights:
         changed = not np.array_equal(np.array(weight), before[weight.path])
         assert changed == (
@@ -237,7 +241,7 @@ def test_batches_of_an_iterable():
         ],
     ):
         coda = keras_coda.coda_wrap(dense)
-        fitted = keras_coda.training.calibrate(coda, x, batch_size=24)
+        fitted = calibrate(coda, x, batch_size=24).blocks
         assert all(list(values) == ["router"] for values in fitted.values())
         kernels.append(np.array(coda.conditional_blocks[0].router.kernel))
     np.testing.assert_allclose(*kernels, rtol=1e-3, atol=1e-5)
@@ -245,9 +249,75 @@ def test_batches_of_an_iterable():
 
 def test_bad_arguments():
     with pytest.raises(TypeError, match="`coda` must be .* `keras_coda.coda_w"):
-        keras_coda.training.calibrate(bert_backbone(), bert_inputs())
+        calibrate(bert_backbone(), bert_inputs())
     coda = keras_coda.coda_wrap(bert_backbone())
-    with pytest.raises(TypeError, match="passed over more than once"):
-        keras_coda.training.calibrate(coda, iter([bert_inputs()]))
     with pytest.raises(ValueError, match="num_passes=1"):
-        keras_coda.training.calibrate(coda, bert_inputs(), num_passes=1)
+        calibrate(coda, bert_inputs(), num_passes=1)
+
+
+def vit_of_idle_blocks(*idle):
+    """A ViT, some of whose four blocks add nothing."""
+    dense = vit_backbone(num_layers=4)
+    for number in idle:
+        for weight in dense.get_layer("vit_encoder").encoder_layers[number].weights:
+            if "output" in weight.path or "dense_2" in weight.path:
+                weight.assign(np.zeros(weight.shape))
+    return dense
+
+
+@pytest.mark.parametrize("observed", [None, "tokens"])
+def test_a_speedup_leaves_out_the_blocks_that_do_nothing(observed):
+    dense = vit_of_idle_blocks(1, 3)
+    coda = keras_coda.coda_wrap(dense, adapter_dim=1, shortcut_dim=1)
+    inputs = many(vit_inputs())
+    calibration = calibrate(coda, inputs, speedup=1.5, observed=observed)
+    factors = [block.reduction_factor for block in coda.conditional_blocks]
+    assert factors == calibration.reduction_factor
+    assert factors[::2] == [1, 1]
+    assert min(factors[1::2]) > 1
+    assert calibration.error < 1e-6
+    assert calibration.speedup >= 1.5
+    np.testing.assert_allclose(
+        predict(coda, inputs), predict(dense, inputs), rtol=1e-4, atol=1e-4
+    )
+    assert "speedup of the encoder by arithmetic: 1." in str(calibration)
+
+
+def test_what_is_read_decides():
+    # A model around the backbone, and a task, whose one token is pooled.
+    coda = keras_coda.coda_wrap(
+        bert_backbone(num_layers=2), adapter_dim=1, shortcut_dim=2
+    )
+    inputs = many(bert_inputs(), times=60)
+    factors = [
+        calibrate(coda, inputs, speedup=1.5, observed=read).reduction_factor
+        for read in (
+            lambda x: coda(x)["pooled_output"],
+            lambda x: coda(x)["sequence_output"],
+        )
+    ]
+    # Of the last block, nothing else is read, or all is.
+    assert factors[0][-1] > factors[1][-1]
+
+
+def test_a_speedup_out_of_reach():
+    coda = keras_coda.coda_wrap(bert_backbone(), reduction_factor=2)
+    for speedup in (1e6, 0.5):
+        with pytest.raises(ValueError, match="left out the encoder is .* times"):
+            calibrate(coda, many(bert_inputs()), speedup=speedup)
+        assert coda.reduction_factor == 2
+
+
+def test_trainable_weights_stay_trainable():
+    coda = keras_coda.coda_wrap(bert_backbone(), shortcut_dim=2)
+    before = [weight.path for weight in coda.trainable_weights]
+    calibrate(coda, many(bert_inputs()), num_passes=2)
+    assert [weight.path for weight in coda.trainable_weights] == before
+
+
+def test_bad_observed():
+    coda = keras_coda.coda_wrap(bert_backbone())
+    with pytest.raises(ValueError, match="observed='words'"):
+        calibrate(coda, bert_inputs(), observed="words")
+    with pytest.raises(ValueError, match="no preprocessor"):
+        calibrate(coda, ["a text"])

@@ -1,0 +1,44 @@
+from typing import NamedTuple
+
+from rich.table import Table
+
+from keras_coda.tables import as_text
+
+
+class Calibration(NamedTuple):
+    """What `keras_coda.training.calibrate` chose and fitted.
+
+    Attributes:
+        reduction_factor: list with one number for each block.
+        speedup: of the encoder, by arithmetic, over the dense model.
+        error: that is left, of what is read: the divergence of logits in nats,
+            else the squared error relative to the variance.
+        blocks: dict from the name of each block to a dict of what was fitted.
+    """
+
+    reduction_factor: list
+    speedup: float
+    error: float
+    blocks: dict
+
+    def __str__(self):
+        table = Table(title="Calibrated")
+        for name in ("block", "r", "shortcut explains", "router correlates"):
+            table.add_column(
+                name, justify="left" if name == "block" else "right"
+            )
+        for (name, values), factor in zip(
+            self.blocks.items(), self.reduction_factor
+        ):
+            fits = (values.get(part) for part in ("shortcut", "router"))
+            table.add_row(
+                name,
+                f"{factor:g}",
+                *("" if fit is None else f"{fit:.2f}" for fit in fits),
+            )
+        return as_text(
+            table,
+            f"speedup of the encoder by arithmetic: {self.speedup:.2f}",
+            f"error that is left: {self.error:.3g}",
+            width=80,
+        )

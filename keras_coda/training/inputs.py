@@ -1,0 +1,88 @@
+"""Inputs of recipes without labels: texts, arrays or batches of them."""
+
+import keras
+import numpy as np
+from keras import ops
+
+
+def preprocess(model, x):
+    """Inputs of a backbone, made of texts by a task's preprocessor.
+
+    Args:
+        model: a task, or something else.
+        x: texts; a tuple of texts for a task on pairs; a dict of texts for one
+            that takes such. Anything else is returned as it is.
+
+    Raises:
+        ValueError: if `x` is text and `model` has no preprocessor.
+    """
+    if not _is_text(x):
+        return x
+    preprocessor = getattr(model, "preprocessor", None)
+    if preprocessor is None:
+        raise ValueError(
+            "`x` is text, and the model has no preprocessor that makes tokens "
+            "of it. Pass the inputs of the backbone, a dict of arrays. "
+            f"Received: x={str(x)[:60]}..."
+        )
+    if isinstance(x, tuple):
+        # Without labels KerasHub takes the second texts for them.
+        outputs = preprocessor(x, np.zeros(len(x[0])))
+    else:
+        outputs = preprocessor(x)
+    inputs, _, _ = keras.utils.unpack_x_y_sample_weight(outputs)
+    return keras.tree.map_structure(ops.convert_to_numpy, inputs)
+
+
+def _is_text(x):
+    if isinstance(x, dict):
+        return all(map(_is_text, x.values()))
+    if isinstance(x, (list, tuple)):
+        return len(x) > 0 and all(isinstance(v, str) or _is_text(v) for v in x)
+    return getattr(getattr(x, "dtype", None), "kind", None) in ("U", "S", "O")
+
+
+def make_batches(model, x, batch_size):
+    """A list of batches, as tensors.
+
+    Args:
+        model: a converted model, for its preprocessor.
+        x: see `preprocess`.
+        batch_size: int. For arrays.
+    """
+    x = preprocess(model, x)
+    if isinstance(x, dict) or hasattr(x, "shape"):
+        size = len(keras.tree.flatten(x)[0])
+        x = [
+            keras.tree.map_structure(lambda v: v[start : start + batch_size], x)
+            for start in range(0, size, batch_size)
+        ]
+    return [
+        keras.tree.map_structure(ops.convert_to_tensor, batch) for batch in x
+    ]
+
+
+def hold_back(inputs, size):
+    """The last batches: `size` inputs, but a quarter at most."""
+    num_batches, count = 0, 0
+    while count < size and num_batches < max(len(inputs) // 4, 1):
+        num_batches += 1
+        count += len(keras.tree.flatten(inputs[-num_batches])[0])
+    return inputs[-num_batches:]
+
+
+class Batches(keras.utils.PyDataset):
+    """A list of batches, for `fit`."""
+
+    def __init__(self, inputs):
+        super().__init__()
+        self.inputs = inputs
+
+    def __len__(self):
+        return len(self.inputs)
+
+    def __getitem__(self, index):
+        # In a tuple, which `fit` reads as inputs without labels.
+        return (
+            keras.tree.map_structure(ops.convert_to_numpy, self.inputs[index]),
+        )

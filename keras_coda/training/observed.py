@@ -1,0 +1,159 @@
+import keras
+import numpy as np
+
+from keras_coda.layers.routing_scope import RoutingScope
+from keras_coda.training.observation import choosable
+from keras_coda.training.observation import dense
+from keras_coda.training.observation import encoder_of
+from keras_coda.training.observation import pinned_tokens
+from keras_coda.training.observation import stacks
+from keras_coda.training.observation import to_numpy
+
+OBSERVED = ("pinned", "tokens")
+
+
+class Observed:
+    """What is read of a model, and how far off it is at given factors.
+
+    Args:
+        backbone: a converted backbone.
+        inputs: list of batches, as tensors.
+        read: `"pinned"`, the tokens that are always routed, behind the last
+            block of each stack; `"tokens"`, all real ones there; or a function
+            of the inputs that runs the backbone and returns what is read.
+        are_logits: bool. Whether that function returns logits, whose error is
+            the divergence of the distributions that they stand for, and not
+            the relative squared error.
+    """
+
+    def __init__(self, backbone, inputs, read, are_logits):
+        self.inputs = inputs
+        self.read = read
+        self.are_logits = are_logits
+        blocks = backbone.conditional_blocks
+        self.stacks = [blocks] if callable(read) else stacks(backbone)
+        self.function = read if callable(read) else encoder_of(backbone)
+        # For each batch a list with an array for each stack.
+        self.targets, self.weights = [], []
+        for batch in inputs:
+            with dense(blocks), RoutingScope() as scope:
+                outputs = self.function(batch)
+            self.targets.append(self._states(outputs, scope))
+            self.weights.append(self._weights(batch, scope))
+        self.scales = [self._scale(index) for index in range(len(self.stacks))]
+
+    @property
+    def reads_all_tokens(self):
+        """Whether something is read of each token, and not of some."""
+        if callable(self.read):
+            return self.targets[0][0].ndim > 2
+        return self.read == "tokens"
+
+    @property
+    def reads_something(self):
+        """Whether any token is read."""
+        return any(w.any() for weights in self.weights for w in weights)
+
+    def stack_of(self, block):
+        """The position of a block's stack in what `errors` returns."""
+        return next(
+            index
+            for index, stack in enumerate(self.stacks)
+            if any(block is other for other in stack)
+        )
+
+    def errors(self, index, outputs, scope):
+        """Errors of the sequences in a batch.
+
+        Args:
+            index: int. Of the batch.
+            outputs: what `function` returned for it.
+            scope: the `RoutingScope` in which it ran.
+
+        Returns:
+            A list with an array of shape `(batch_size,)` for each stack, or
+            one such array if `read` is a function.
+        """
+        return [
+            self._error(output, target, weights) / scale
+            for output, target, weights, scale in zip(
+                self._states(outputs, scope),
+                self.targets[index],
+                self.weights[index],
+                self.scales,
+            )
+        ]
+
+    def mean_error(self, results):
+        """The mean error of all batches, from `(outputs, scope)` of each."""
+        sums = [
+            np.sum(self.errors(index, *result))
+            for index, result in enumerate(results)
+        ]
+        size = sum(len(targets[0]) for targets in self.targets)
+        return float(np.sum(sums)) / size / len(self.stacks)
+
+    def _states(self, outputs, scope):
+        if callable(self.read):
+            parts = [to_numpy(x) for x in keras.tree.flatten(outputs)]
+            if len(parts) == 1:
+                return [np.asarray(parts[0], "float32")]
+            shape = len(parts[0]), -1
+            parts = [np.asarray(x, "float32").reshape(shape) for x in parts]
+            return [np.concatenate(parts, axis=-1)]
+        last = [stack[-1] for stack in self.stacks]
+        states = [
+            scope.known[id(block)]
+            if id(block) in scope.known
+            else scope.record(block).outputs
+            for block in last
+        ]
+        return [np.asarray(to_numpy(x), "float32") for x in states]
+
+    def _weights(self, batch, scope):
+        """1 where a target is read, of its shape without the last axis."""
+        targets = self.targets[-1]
+        if callable(self.read):
+            shape = targets[0].shape[:-1]
+            for name in ("decoder_padding_mask", "padding_mask"):
+                mask = batch.get(name) if isinstance(batch, dict) else None
+                if mask is not None and tuple(mask.shape) == shape:
+                    return [to_numpy(mask).astype("float32")]
+            return [np.ones(shape, "float32")]
+        read = []
+        for stack in self.stacks:
+            record = scope.record(stack[-1])
+            chosen = pinned_tokens(stack[-1], record)
+            if self.read == "tokens":
+                chosen |= choosable(stack[-1], record)
+            read.append(chosen.astype("float32"))
+        return read
+
+    def _error(self, output, target, weights):
+        if self.are_logits:
+            logs, target_logs = log_softmax(output), log_softmax(target)
+            error = np.sum(np.exp(target_logs) * (target_logs - logs), axis=-1)
+        else:
+            error = np.sum((output - target) ** 2, axis=-1)
+        axes = tuple(range(1, error.ndim))
+        total = np.maximum(np.sum(weights, axis=axes), 1)
+        return np.sum(weights * error, axis=axes) / total
+
+    def _scale(self, index):
+        """The variance of what is read."""
+        if self.are_logits:
+            return 1.0
+        targets = [batch[index] for batch in self.targets]
+        weights = [batch[index][..., None] for batch in self.weights]
+        size = max(sum(w.sum() for w in weights), 1)
+        axes = tuple(range(targets[0].ndim - 1))
+        mean = sum(np.sum(w * t, axes) for w, t in zip(weights, targets)) / size
+        squares = (
+            np.sum(w * (t - mean) ** 2) for w, t in zip(weights, targets)
+        )
+        return max(float(sum(squares)) / size, 1e-12)
+
+
+def log_softmax(logits):
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))

@@ -1,0 +1,82 @@
+import keras
+import keras_hub
+import numpy as np
+import pytest
+
+import keras_coda
+from tests.conversion.models import bert_backbone
+from tests.conversion.models import predict
+
+WORDS = ["ships", "grain", "oil", "gold", "sugar", "banks", "trade", "crops"]
+SETTINGS = {"adapter_dim": 2, "shortcut_dim": 2, "verbose": 0}
+
+
+def classifier():
+    tokenizer = keras_hub.models.BertTokenizer(
+        vocabulary=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    )
+    return keras_hub.models.BertTextClassifier(
+        bert_backbone(num_layers=3),
+        num_classes=3,
+        preprocessor=keras_hub.models.BertTextClassifierPreprocessor(
+            tokenizer, sequence_length=12
+        ),
+    )
+
+
+def texts(size=96):
+    rng = np.random.default_rng(0)
+    return [" ".join(rng.choice(WORDS, size=8)) for _ in range(size)]
+
+
+def test_from_texts_to_a_fast_task(capsys):
+    dense = classifier()
+    before = predict(dense, texts(8))
+    fast, calibration = keras_coda.training.accelerate(
+        dense, texts(), speedup=1.5, **{**SETTINGS, "verbose": 1}
+    )
+    assert type(fast).__name__ == "CodaBertTextClassifier"
+    blocks = fast.backbone.conditional_blocks
+    factors = [block.reduction_factor for block in blocks]
+    assert factors == calibration.reduction_factor
+    assert calibration.speedup >= 1.5
+    assert "speedup of the encoder" in capsys.readouterr().out
+    assert fast.predict(texts(8), verbose=0).shape == (8, 3)
+    # The dense task is as it was, and the fast one is its dense one at r = 1.
+    np.testing.assert_allclose(predict(dense, texts(8)), before, rtol=1e-5)
+
+
+def test_pairs_of_texts():
+    pair = texts(64), texts(64)[::-1]
+    _, calibration = keras_coda.training.accelerate(
+        classifier(), pair, speedup=1.2, epochs=0, **SETTINGS
+    )
+    assert calibration.speedup >= 1.2
+
+
+def test_training_that_does_harm_is_undone():
+    errors = []
+    for learning_rate in (0.0, 10.0):
+        keras.utils.set_random_seed(0)
+        fast, calibration = keras_coda.training.accelerate(
+            classifier(),
+            texts(),
+            speedup=1.5,
+            learning_rate=learning_rate,
+            **SETTINGS,
+        )
+        errors.append(calibration.error)
+        assert np.all(np.isfinite(predict(fast, texts(8))))
+    assert errors[1] <= errors[0] * (1 + 1e-3)
+
+
+def test_bad_arguments():
+    converted = keras_coda.coda_wrap(classifier())
+    with pytest.raises(TypeError, match="must be a dense model"):
+        keras_coda.training.accelerate(converted, texts())
+    with pytest.raises(ValueError, match="`speedup` must be above 1"):
+        keras_coda.training.accelerate(
+            classifier(), texts(), speedup=1.0, **SETTINGS
+        )
+    with pytest.raises(ValueError, match="epochs=-1"):
+        keras_coda.training.accelerate(classifier(), texts(), epochs=-1)
