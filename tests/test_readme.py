@@ -3,6 +3,7 @@
 import pathlib
 import re
 
+import keras
 import keras_hub
 import numpy as np
 
@@ -32,7 +33,8 @@ def test_usage_example(monkeypatch, tmp_path, capsys):
 
     def from_preset(preset, num_classes):
         return keras_hub.models.BertTextClassifier(
-            bert_backbone(),
+            # Wide, so that adapters cost less than the blocks.
+            bert_backbone(hidden_dim=256, intermediate_dim=1024),
             num_classes=num_classes,
             preprocessor=preprocessor,
         )
@@ -41,17 +43,22 @@ def test_usage_example(monkeypatch, tmp_path, capsys):
         keras_hub.models.BertTextClassifier, "from_preset", from_preset
     )
     monkeypatch.chdir(tmp_path)
-    usage, recipes = blocks("python")
-    variables = {}
+    usage, from_dense, reading_all = blocks("python")
+    variables = {"texts": ["a film", "fine film"] * 8, "labels": [0, 1] * 8}
     exec(usage, variables)
-    assert "trainable" in capsys.readouterr().out
-    outputs = variables["classifier"].predict(["what a film"], verbose=0)
+    printed = capsys.readouterr().out
+    assert "trainable" in printed
+    assert "speedup of the encoder by arithmetic: 2." in printed
+    outputs = variables["coda"].predict(["what a film"], verbose=0)
     assert np.all(np.isfinite(outputs))
     assert (tmp_path / "films.safetensors").exists()
 
     dense = from_preset("any", num_classes=2)
-    variables["dense_classifier"] = dense
-    variables["texts"], variables["labels"] = ["a film"] * 4, [0, 1, 0, 1]
-    variables["inputs"] = preprocessor(variables["texts"])
-    exec(recipes, variables)
-    assert variables["coda"].reduction_factor == 4
+    exec(from_dense, {**variables, "fine_tuned_classifier": dense})
+
+    tokens = preprocessor(variables["texts"])
+    tags = np.zeros((16, 8), "int32")
+    exec(
+        reading_all,
+        {**variables, "keras": keras, "tokens": tokens, "tag_ids": tags},
+    )

@@ -106,8 +106,9 @@ class Search:
             most = self.cost.speedup([LEFT_OUT] * size)
             raise ValueError(
                 "`speedup` must be above 1 and within reach: with all blocks "
-                f"left out the encoder is {most:.2f} times as fast. Received: "
-                f"speedup={self.speedup}"
+                f"left out, adapters and shortcuts leave {most:.2f} times. Ask "
+                "for less, or convert with a smaller `adapter_dim` and "
+                f"`shortcut_dim`. Received: speedup={self.speedup}"
             )
         return found[0]
 

@@ -1,4 +1,5 @@
 import functools
+import math
 
 import keras
 import keras_hub
@@ -14,6 +15,8 @@ from keras_coda.training.budget import Search
 from keras_coda.training.calibration import Calibration
 from keras_coda.training.inputs import hold_back
 from keras_coda.training.inputs import make_batches
+from keras_coda.training.observation import LEFT_OUT
+from keras_coda.training.observation import at_factor
 from keras_coda.training.observation import block_lengths
 from keras_coda.training.observation import without_gradients
 from keras_coda.training.observed import OBSERVED
@@ -29,8 +32,10 @@ LOGITS_TASKS = (
     keras_hub.models.Seq2SeqLM,
     keras_hub.models.TextClassifier,
 )
-# Inputs on which the error of reduction factors is measured.
+# Inputs on which the error of reduction factors is measured, at most, and
+# numbers that are read of them: logits of a large vocabulary take memory.
 NUM_OBSERVED = 64
+NUM_OBSERVED_VALUES = 1e8
 
 
 def calibrate(
@@ -162,7 +167,6 @@ class Calibrator:
             validate_choice("observed", observed, OBSERVED)
         self.coda, self.backbone = coda, backbone_of(coda)
         self.inputs = make_batches(coda, x, batch_size)
-        self.held_back = hold_back(self.inputs, NUM_OBSERVED)
         self.ridge, self.num_passes = ridge, num_passes
         self.rng = np.random.default_rng(seed)
         self.verbose = verbose
@@ -170,6 +174,7 @@ class Calibrator:
         self.are_logits = observed is None and has_logits(coda)
         with without_gradients(*self.models):
             self.read = self._what_is_read(observed)
+            self.held_back = hold_back(self.inputs, self._num_observed())
             self.observed = self._observe(self.held_back)
 
     def _what_is_read(self, observed):
@@ -179,6 +184,14 @@ class Calibrator:
             return functools.partial(self.coda, training=False)
         first = Observed(self.backbone, self.inputs[:1], "pinned", False)
         return "pinned" if first.reads_something else "tokens"
+
+    def _num_observed(self):
+        if not callable(self.read):
+            return NUM_OBSERVED
+        with at_factor(LEFT_OUT, self.backbone.conditional_blocks):
+            outputs = keras.tree.flatten(self.read(self.inputs[0]))
+        size = sum(math.prod(output.shape[1:]) for output in outputs)
+        return min(NUM_OBSERVED, int(NUM_OBSERVED_VALUES / size))
 
     def _observe(self, inputs):
         return Observed(self.backbone, inputs, self.read, self.are_logits)

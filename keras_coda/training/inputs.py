@@ -65,7 +65,7 @@ def make_batches(model, x, batch_size):
 def hold_back(inputs, size):
     """The last batches: `size` inputs, but a quarter at most."""
     num_batches, count = 0, 0
-    while count < size and num_batches < max(len(inputs) // 4, 1):
+    while num_batches < max(len(inputs) // 4, 1) and count < max(size, 1):
         num_batches += 1
         count += len(keras.tree.flatten(inputs[-num_batches])[0])
     return inputs[-num_batches:]
