@@ -209,11 +209,15 @@ def train_head(classifier, tokens, labels):
     """Trains the head on the frozen model's features."""
     features = classifier.backbone.predict(tokens, batch_size=64, verbose=0)
     head = keras.Sequential([classifier.output_dense])
+    compile_head(head)
+    head.fit(features["pooled_output"], labels, epochs=30, verbose=0)
+
+
+def compile_head(head):
     head.compile(
         optimizer=keras.optimizers.Adam(1e-2),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
-    head.fit(features["pooled_output"], labels, epochs=30, verbose=0)
 
 
 def read_idx(part):
@@ -245,7 +249,15 @@ def accuracy(model, task):
 
 
 def compile_and_fit(
-    model, inputs, labels, epochs, batch_size, learning_rate, seed, callbacks=()
+    model,
+    inputs,
+    labels,
+    epochs,
+    batch_size,
+    learning_rate,
+    seed,
+    callbacks=(),
+    weights=None,
 ):
     """Fine-tunes a classifier; returns its training accuracy per epoch."""
     model.compile(
@@ -256,7 +268,10 @@ def compile_and_fit(
         metrics=["accuracy"],
     )
     # KerasHub tasks do not shuffle.
-    dataset = tf.data.Dataset.from_tensor_slices((inputs, labels))
+    examples = (
+        (inputs, labels) if weights is None else (inputs, labels, weights)
+    )
+    dataset = tf.data.Dataset.from_tensor_slices(examples)
     dataset = dataset.shuffle(len(labels), seed=seed).batch(batch_size)
     history = model.fit(
         dataset,

@@ -43,6 +43,7 @@ def calibrate(
     x,
     speedup=None,
     observed=None,
+    are_logits=None,
     batch_size=32,
     ridge=1e-3,
     num_passes=8,
@@ -90,6 +91,10 @@ def calibrate(
             inputs that runs `coda`, such as a functional model around it, and
             returns what is read. Defaults to the outputs of a task; to the
             pinned tokens of a backbone, or all if it pins none.
+        are_logits: optional bool. Whether what is read are logits: the error is
+            then the divergence of the distributions over the last axis, and
+            else the squared error relative to the variance. Defaults to `True`
+            for the outputs of classifiers and language models.
         batch_size: int. For arrays. Defaults to `32`.
         ridge: float >= 0. Penalty on the shortcuts' squared coefficients, in
             units of the mean variance of what they multiply. Defaults to
@@ -133,7 +138,15 @@ def calibrate(
     True
     """
     calibrator = Calibrator(
-        coda, x, observed, batch_size, ridge, num_passes, seed, verbose
+        coda,
+        x,
+        observed,
+        are_logits,
+        batch_size,
+        ridge,
+        num_passes,
+        seed,
+        verbose,
     )
     return calibrator.run(speedup)
 
@@ -151,6 +164,7 @@ class Calibrator:
         coda,
         x,
         observed=None,
+        are_logits=None,
         batch_size=32,
         ridge=1e-3,
         num_passes=8,
@@ -171,7 +185,9 @@ class Calibrator:
         self.rng = np.random.default_rng(seed)
         self.verbose = verbose
         self.models = [coda, *[observed] * isinstance(observed, keras.Model)]
-        self.are_logits = observed is None and has_logits(coda)
+        if are_logits is None:
+            are_logits = observed is None and has_logits(coda)
+        self.are_logits = are_logits
         with without_gradients(*self.models):
             self.read = self._what_is_read(observed)
             self.held_back = hold_back(self.inputs, self._num_observed())
@@ -194,7 +210,8 @@ class Calibrator:
         return min(NUM_OBSERVED, int(NUM_OBSERVED_VALUES / size))
 
     def _observe(self, inputs):
-        return Observed(self.backbone, inputs, self.read, self.are_logits)
+        are_logits = self.are_logits and callable(self.read)
+        return Observed(self.backbone, inputs, self.read, are_logits)
 
     def run(self, speedup=None):
         """Returns a `Calibration`."""

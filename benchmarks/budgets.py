@@ -1,0 +1,555 @@
+"""Accuracy at equal measured speed, of CoDA and of simpler ways to be fast.
+
+    KERAS_BACKEND=torch python benchmarks/budgets.py
+    KERAS_BACKEND=torch python benchmarks/budgets.py --tasks spans --seeds 0
+
+Fine-tunes all-MiniLM-L6-v2 on the text tasks of budget_tasks.py. CoDA is
+fine-tuned as dense adapters, which are the row `dense` of the same seed, and is
+then calibrated for each of `--speedups`. What it is compared with is fine-tuned
+for its speed from the start: dense adapters on shortened inputs or on the first
+layers alone. All start from a head trained on the frozen features.
+
+Tasks, sizes and settings were chosen before there were any results. What is
+chosen by results, the learning rate of the first layers, is chosen on the
+validation part with seed 0. The test part is for finished runs.
+
+Training and accuracy are in mixed bfloat16 (`--dtype`), speed is measured in
+float32. Writes budgets.json, budgets.md and budgets.png. Each finished run is
+written at once: a killed benchmark goes on where it stopped, and several may
+share a folder. Seeds come last to be done with, so that what is stopped early
+has whole seeds. Speed is measured last: keep the machine idle then.
+"""
+
+import argparse
+import functools
+import json
+import os
+import pathlib
+import statistics
+import time
+from typing import NamedTuple
+
+import budget_tasks
+import keras
+import numpy as np
+import quality
+import quality_tasks
+import rich.progress
+import timing
+
+import keras_coda
+from keras_coda.conversion.trained_weights import trained_weights
+
+
+class Row(NamedTuple):
+    """One way to fine-tune.
+
+    Attributes:
+        text: what the table calls it.
+        family: rows that are one line in the figure.
+        num_layers: of the first layers alone, or `None` for all.
+        divisor: inputs are cut to n / divisor.
+    """
+
+    text: str
+    family: str
+    num_layers: int | None = None
+    divisor: int = 1
+
+
+ROWS = {
+    "dense": Row("parallel adapters, dense", "dense"),
+    "coda": Row("CoDA, calibrated", "coda"),
+    "coda_aligned": Row("CoDA, calibrated, an epoch", "coda_aligned"),
+    "truncated2": Row("first n / 2 tokens", "truncated", divisor=2),
+    "truncated3": Row("first n / 3 tokens", "truncated", divisor=3),
+    "first4": Row("first 4 of 6 layers", "first layers", num_layers=4),
+    "first3": Row("first 3 of 6 layers", "first layers", num_layers=3),
+    "first2": Row("first 2 of 6 layers", "first layers", num_layers=2),
+    "lora": Row("KerasHub LoRA, rank 8, dense", "lora"),
+}
+ROUTED = ("coda", "coda_aligned")
+
+
+class Experiment(NamedTuple):
+    """A run.
+
+    Attributes:
+        speedup: what CoDA is asked for; 1 of other rows.
+    """
+
+    task: str
+    row: str
+    speedup: float
+    seed: int
+
+    @property
+    def key(self):
+        return "/".join(map(str, self))
+
+    @classmethod
+    def parse(cls, key):
+        task, row, speedup, seed = key.split("/")
+        return cls(task, row, float(speedup), int(seed))
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--tasks", default=",".join(budget_tasks.TASKS), help="default: all")
+    add("--rows", default=",".join(ROWS), help="default: all")
+    add("--speedups", default="1.5,2,2.5,3.5", help="default: %(default)s")
+    add("--seeds", default="0,1,2", help="default: %(default)s")
+    add("--train-size", type=int, default=1000)
+    add("--validation-size", type=int, default=300)
+    add("--test-size", type=int, default=1000)
+    add("--unlabelled-size", type=int, default=384, help="for calibration")
+    add("--epochs", type=int, default=3)
+    add("--batch-size", type=int, default=32)
+    add("--learning-rate", type=float, default=3e-3)
+    add("--layers-learning-rates", default="1e-3,3e-3", help="of first layers")
+    add("--second-learning-rate", type=float, default=1e-3, help="after them")
+    add("--dtype", default="mixed_bfloat16", help="default: %(default)s")
+    add("--num-rounds", type=int, default=7, help="of timing")
+    add("--no-speed", action="store_true", help="measure no speed")
+    add("--output", type=pathlib.Path, default=timing.RESULTS)
+    add("--quick", action="store_true", help="small defaults, no meaning")
+    arguments = parser.parse_args()
+    if not arguments.quick:
+        return arguments
+    parser.set_defaults(
+        tasks="spans",
+        rows="dense,coda_aligned,truncated2,first2",
+        speedups="2",
+        seeds="0",
+        train_size=16,
+        validation_size=8,
+        test_size=8,
+        unlabelled_size=8,
+        epochs=1,
+        num_rounds=1,
+    )
+    return parser.parse_args()
+
+
+# === Training ===
+
+
+class Runner:
+    """Does the runs of one task.
+
+    Args:
+        task: a `BudgetTask`.
+        arguments: of the command line.
+        folder: where trained weights are kept, for other processes and a
+            continued benchmark.
+    """
+
+    def __init__(self, task, arguments, folder):
+        self.task, self.arguments, self.folder = task, arguments, folder
+
+    def run(self, experiment):
+        """The accuracy of a run, and notes about it."""
+        row = ROWS[experiment.row]
+        model, notes = self.train(experiment)
+        length = self.length(row)
+        for part in ("validation", "test"):
+            notes[part] = self.task.accuracy(
+                model, getattr(self.task, part), length
+            )
+        return notes
+
+    def train(self, experiment):
+        row, seed = experiment.row, experiment.seed
+        if row in ROUTED:
+            model, notes = self.calibrated(experiment)
+            if row == "coda_aligned":
+                start = time.monotonic()
+                notes |= second_stage(model, self.task, self.arguments, seed)
+                notes["seconds"] += time.monotonic() - start
+            return model, notes
+        if ROWS[row].num_layers is None:
+            return self.fine_tuned(row, seed, self.arguments.learning_rate)
+        model, notes = self.best_fine_tuned(row)
+        if seed == 0:
+            return model, notes
+        return self.fine_tuned(row, seed, notes["learning_rate"])
+
+    def length(self, row):
+        return self.task.sequence_length // row.divisor
+
+    def fine_tuned(self, name, seed, learning_rate):
+        """A model that computes all tokens, and notes."""
+        model = self.make_model(name, seed)
+
+        def train():
+            part = self.task.cut(self.task.train, self.length(ROWS[name]))
+            quality_tasks.compile_and_fit(
+                model,
+                part.inputs,
+                part.labels,
+                self.arguments.epochs,
+                self.arguments.batch_size,
+                learning_rate,
+                seed,
+                weights=part.weights,
+            )
+            return {"learning_rate": learning_rate}
+
+        if name == "lora":
+            return model, timed(train)
+        return model, keep(self.path(name, learning_rate, seed), model, train)
+
+    def path(self, *parts):
+        name = "-".join(map(str, (self.task.name, *parts)))
+        return self.folder / f"{name}.npz"
+
+    def best_fine_tuned(self, name):
+        """With the learning rate that is best on validation with seed 0."""
+        length = self.length(ROWS[name])
+        best, best_accuracy = None, -1
+        for rate in map(float, self.arguments.layers_learning_rates.split(",")):
+            model, notes = self.fine_tuned(name, 0, rate)
+            accuracy = self.task.accuracy(model, self.task.validation, length)
+            if accuracy > best_accuracy:
+                best, best_accuracy = (model, notes), accuracy
+        return best
+
+    def calibrated(self, experiment):
+        """The dense row's model, made fast without labels, and notes."""
+        rate, seed = self.arguments.learning_rate, experiment.seed
+        model = self.make_model("coda", seed)
+
+        def calibrate():
+            path = self.path("dense", rate, seed)
+            if not path.exists():
+                self.fine_tuned("dense", seed, rate)
+            load(model, path)
+            is_hub_task = self.task.is_hub_task
+            fitted = keras_coda.training.calibrate(
+                model if is_hub_task else model.backbone,
+                self.task.unlabelled,
+                speedup=experiment.speedup,
+                observed=None if is_hub_task else model.observed(),
+                verbose=0,
+            )
+            return {
+                "reduction_factor": list(map(float, fitted.reduction_factor)),
+                "speedup": float(fitted.speedup),
+                "error": float(fitted.error),
+            }
+
+        path = self.path("coda", experiment.speedup, seed)
+        notes = keep(path, model, calibrate)
+        keras_coda.set_reduction_factor(model, notes["reduction_factor"])
+        return model, notes
+
+    def make_model(self, name, seed):
+        """The model of a row, with the task's head and nothing else trained."""
+        row = ROWS[name]
+        head = self.task.head(row.num_layers, self.length(row))
+        keras.utils.set_random_seed(seed)
+        return build(self.task, name, head)
+
+
+def build(task, name, head=None):
+    """A row's architecture."""
+    model = task.make_dense(ROWS[name].num_layers, head)
+    if name == "lora":
+        model.backbone.enable_lora(8)
+        return model
+    settings = {"shortcut_dim": 64} if name in ROUTED else {}
+    return task.convert(model, reduction_factor=1, **settings)
+
+
+def second_stage(model, task, arguments, seed):
+    """An epoch of training at the reduction factors that were calibrated.
+
+    Returns:
+        A dict of notes.
+    """
+    if not task.is_hub_task:
+        return {}
+    size = len(task.unlabelled["token_ids"])
+    history = keras_coda.training.align(
+        model,
+        task.make_dense(),
+        task.unlabelled,
+        target="fine_tuned",
+        logits_weight=1.0,
+        optimizer=quality_tasks.make_optimizer(
+            arguments.second_learning_rate, size, 1, arguments.batch_size
+        ),
+        batch_size=arguments.batch_size,
+        verbose=0,
+    )
+    return {"aligned": history.history}
+
+
+def timed(function):
+    start = time.monotonic()
+    return {**function(), "seconds": time.monotonic() - start}
+
+
+def keep(path, model, train):
+    """Trains a model, or gives it the weights it had when that was done.
+
+    Returns:
+        The notes that `train` returned then.
+    """
+    if not path.exists():
+        notes = timed(train)
+        weights = {
+            name: keras.ops.convert_to_numpy(weight)
+            for name, weight in trained_weights(model).items()
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(f".{os.getpid()}.npz")
+        np.savez(unfinished, notes=json.dumps(notes), **weights)
+        unfinished.replace(path)
+    return load(model, path)
+
+
+def load(model, path):
+    """Gives a model the weights that are kept; returns the notes."""
+    with np.load(path) as file:
+        for name, weight in trained_weights(model).items():
+            if name in file:
+                weight.assign(file[name])
+        return json.loads(str(file["notes"]))
+
+
+# === Speed ===
+
+
+def speed_key(key, run):
+    """What the speed of a run depends on."""
+    experiment = Experiment.parse(key)
+    row = "coda" if experiment.row in ROUTED else experiment.row
+    factors = run.get("reduction_factor", [1])
+    return f"{experiment.task}/{row}/{','.join(map(str, factors))}"
+
+
+def measure_speedups(keys, task, num_rounds):
+    """Speeds of `predict`, relative to the dense parallel adapters.
+
+    Args:
+        keys: those of `speed_key` of a task.
+
+    Yields:
+        Tuples of key and speed.
+    """
+    dense = predictor(build(task, "dense"), task, task.sequence_length)
+    for key in keys:
+        _, name, factors = key.split("/")
+        if name == "dense":
+            yield key, 1.0
+            continue
+        model = build(task, name)
+        if name in ROUTED:
+            factors = list(map(float, factors.split(",")))
+            keras_coda.set_reduction_factor(model, factors)
+        length = task.sequence_length // ROWS[name].divisor
+        seconds = timing.interleave(
+            {"dense": dense, "row": predictor(model, task, length)}, num_rounds
+        )
+        yield key, seconds["dense"] / seconds["row"]
+
+
+def predictor(model, task, length, batch_size=32):
+    inputs = task.cut(task.test, length).inputs
+    batch = {name: values[:batch_size] for name, values in inputs.items()}
+    return functools.partial(model.predict_on_batch, batch)
+
+
+def measure_missing_speedups(results, make_task, arguments, progress):
+    keys = {speed_key(key, run) for key, run in results.runs.items()}
+    missing = {}
+    for key in sorted(keys - set(results.speedups)):
+        missing.setdefault(key.split("/")[0], []).append(key)
+    for name, keys in progress.track(missing.items(), description="speed"):
+        quality.clear_session("float32")
+        for key, speedup in measure_speedups(
+            keys, make_task(name), arguments.num_rounds
+        ):
+            results.add(speedups={key: speedup})
+
+
+# === Results ===
+
+
+def summarize(results):
+    """One record for each task, row and asked speedup, in order."""
+    groups = {}
+    for key, run in results.runs.items():
+        experiment = Experiment.parse(key)
+        groups.setdefault(experiment[:3], {})[experiment.seed] = run
+    tasks, rows = list(budget_tasks.TASKS), list(ROWS)
+    records = []
+    for (task, row, asked), runs in sorted(
+        groups.items(),
+        key=lambda item: (
+            tasks.index(item[0][0]),
+            rows.index(item[0][1]),
+            item[0][2],
+        ),
+    ):
+        dense = groups.get((task, "dense", 1.0), {})
+        lost = [
+            100 * (dense[seed]["test"] - run["test"])
+            for seed, run in runs.items()
+            if seed in dense and row != "dense"
+        ]
+        speedups = [
+            results.speedups.get(
+                speed_key(Experiment(task, row, asked, seed).key, run)
+            )
+            for seed, run in runs.items()
+        ]
+        test, error = mean_and_error(
+            [100 * run["test"] for run in runs.values()]
+        )
+        lost, lost_error = mean_and_error(lost)
+        records.append(
+            {
+                "task": task,
+                "row": ROWS[row].text,
+                "asked": asked if row in ROUTED else None,
+                "speedup": (
+                    None if None in speedups else statistics.mean(speedups)
+                ),
+                "validation": statistics.mean(
+                    100 * run["validation"] for run in runs.values()
+                ),
+                "test": test,
+                "error": error,
+                "lost": lost,
+                "error of lost": lost_error,
+                "seeds": len(runs),
+            }
+        )
+    return records
+
+
+def mean_and_error(values):
+    """The mean and its standard error, as far as there are any."""
+    mean = statistics.mean(values) if values else None
+    if len(values) < 2:
+        return mean, None
+    return mean, statistics.stdev(values) / len(values) ** 0.5
+
+
+def plot(records, path):
+    """Accuracy against speed, a panel for each task."""
+    from matplotlib.figure import Figure
+
+    families = {row.text: row.family for row in ROWS.values()}
+    styles = {
+        family: {"color": f"C{index}", "marker": "osD^vP"[index]}
+        for index, family in enumerate(dict.fromkeys(families.values()))
+    }
+    tasks = list(dict.fromkeys(record["task"] for record in records))
+    num_columns = min(4, len(tasks))
+    num_rows = -(-len(tasks) // num_columns)
+    figure = Figure(
+        figsize=(4 * num_columns, 4 * num_rows), layout="constrained"
+    )
+    panels = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
+    lines = {}
+    for panel, task in zip(panels, tasks):
+        for family, style in styles.items():
+            points = sorted(
+                (record["speedup"], record["test"], record["error"] or 0)
+                for record in records
+                if record["task"] == task
+                and families[record["row"]] == family
+                and record["speedup"] is not None
+            )
+            if points:
+                speedups, tests, errors = zip(*points)
+                lines[family] = panel.errorbar(
+                    speedups, tests, errors, capsize=2, **style
+                )
+        panel.set_title(task)
+        panel.set_xlabel("speed of predict, dense adapters = 1")
+        panel.set_ylabel("test accuracy, %")
+    for panel in panels[len(tasks) :]:
+        panel.set_axis_off()
+    if lines:
+        figure.legend(
+            lines.values(),
+            lines,
+            loc="outside lower center",
+            ncols=len(lines),
+            fontsize="small",
+        )
+    figure.savefig(path, dpi=80)
+
+
+def main():
+    arguments = parse_arguments()
+    name = "budgets-quick" if arguments.quick else "budgets"
+    path = arguments.output / f"{name}.json"
+    setup = {
+        name: getattr(arguments, name)
+        for name in (
+            "train_size",
+            "validation_size",
+            "test_size",
+            "unlabelled_size",
+            "epochs",
+            "batch_size",
+            "learning_rate",
+            "layers_learning_rates",
+            "second_learning_rate",
+            "dtype",
+        )
+    }
+    results = quality.Results(path, setup)
+    asked = list(map(float, arguments.speedups.split(",")))
+    experiments = [
+        Experiment(task, row, speedup, int(seed))
+        for seed in arguments.seeds.split(",")
+        for task in arguments.tasks.split(",")
+        for row in arguments.rows.split(",")
+        for speedup in (asked if row in ROUTED else [1.0])
+    ]
+    make_task = functools.cache(
+        lambda name: budget_tasks.BudgetTask(
+            name,
+            train_size=arguments.train_size,
+            validation_size=arguments.validation_size,
+            test_size=arguments.test_size,
+            unlabelled_size=arguments.unlabelled_size,
+        )
+    )
+    folder = arguments.output / "first_stages" / name
+    with rich.progress.Progress() as progress:
+        bar = progress.add_task("", total=len(experiments))
+        for experiment in experiments:
+            progress.update(bar, description=experiment.key)
+            results.read()
+            if experiment.key not in results.runs:
+                quality.clear_session(arguments.dtype)
+                task = make_task(experiment.task)
+                run = Runner(task, arguments, folder).run(experiment)
+                results.add(runs={experiment.key: run})
+                progress.console.print(
+                    f"{experiment.key}: {run['test']:.1%}, "
+                    f"{run['seconds']:.0f} s"
+                )
+            progress.advance(bar)
+        if not arguments.no_speed:
+            measure_missing_speedups(results, make_task, arguments, progress)
+    records = summarize(results)
+    table = timing.markdown_table(records)
+    timing.write(path.with_suffix(".md"), table)
+    plot(records, path.with_suffix(".png"))
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
