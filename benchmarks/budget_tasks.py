@@ -451,12 +451,6 @@ class TokenModel(keras.Model):
     def output_dense(self):
         return self.get_layer("output_dense")
 
-    def observed(self):
-        """A model of the logits `(b, n, num_labels)`, 0 at padding."""
-        mask = ops.cast(self.input["padding_mask"], "float32")
-        logits = self.output_dense.output * ops.expand_dims(mask, axis=-1)
-        return keras.Model(self.input, logits)
-
 
 def read(head, states, padding_mask, is_span):
     logits = head(states)

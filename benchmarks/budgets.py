@@ -233,7 +233,8 @@ class Runner:
                 model if is_hub_task else model.backbone,
                 self.task.unlabelled,
                 speedup=experiment.speedup,
-                observed=None if is_hub_task else model.observed(),
+                observed=None if is_hub_task else model,
+                are_logits=True,
                 verbose=0,
             )
             return {

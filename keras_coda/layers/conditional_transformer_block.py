@@ -205,13 +205,17 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
             A tuple of the outputs and the `BlockRouting` that was used.
         """
         scope = current_scope()
-        if scope is not None and id(self) in scope.known:
-            return scope.known[id(self)], None
         inputs, padding_mask = split_keras_mask(inputs, padding_mask)
         attention_mask = combine_masks(inputs, padding_mask, attention_mask)
         # A block may be more precise than what is around it.
         block_inputs = ops.cast(inputs, self.block.compute_dtype)
         hidden = self.block.attention_input(block_inputs)
+        if scope is not None and id(self) in scope.known:
+            outputs = scope.known[id(self)]
+            scope.records[id(self)] = BlockRecord(
+                inputs, hidden, padding_mask, pinned, None, outputs
+            )
+            return outputs, None
         if routing is None and scope is not None and scope.choose is not None:
             routing = scope.choose(self, hidden, padding_mask, pinned)
         if routing is None:

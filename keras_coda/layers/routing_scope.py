@@ -18,7 +18,7 @@ class BlockRecord(NamedTuple):
         padding_mask: bool tensor of shape `(batch_size, n)`, or `None`.
         pinned: bool tensor of that shape, the tokens that are always routed,
             or `None`.
-        routing: `BlockRouting`.
+        routing: `BlockRouting`, or `None` if the outputs were known.
         outputs: tensor of the shape of `inputs`.
     """
 
@@ -41,7 +41,7 @@ class RoutingScope:
             that returns the `BlockRouting` to use in the place of the router's,
             or `None` for the router's.
         known: optional dict from the id of a block to outputs that it is to
-            return, in the place of computing anything.
+            return, in the place of computing them.
 
     Attributes:
         records: dict from the id of each block to its `BlockRecord`.

@@ -3,10 +3,9 @@
 import numpy as np
 
 from keras_coda.training.block_chain import BlockChain
-from keras_coda.training.observation import LEFT_OUT
 from keras_coda.training.observation import apply
-from keras_coda.training.observation import at_factor
 from keras_coda.training.observation import choosable
+from keras_coda.training.observation import dense
 from keras_coda.training.observation import routed_tokens
 from keras_coda.training.observation import to_numpy
 
@@ -39,12 +38,10 @@ def fit_blocks(backbone, inputs, ridge, in_sequence, fits_routers):
     chain = BlockChain(backbone, inputs) if in_sequence else target_chain
     fitted = {}
     for block in backbone.conditional_blocks:
-        with at_factor(1, [block]):
+        with dense([block]):
             targets = [x.outputs for x in target_chain.records(block)]
         if block.reduction_factor > 1 or not in_sequence:
-            # Nearly nothing is computed to see what the block reads.
-            with at_factor(LEFT_OUT, [block]):
-                records = list(chain.records(block))
+            records = list(chain.records(block, known=targets))
             fit = _BlockFit(block, records, targets)
             fitted[id(block)] = fit.solve(ridge, in_sequence, fits_routers)
         target_chain.advance(block, targets)

@@ -15,9 +15,8 @@ from keras_coda.training.budget import Search
 from keras_coda.training.calibration import Calibration
 from keras_coda.training.inputs import hold_back
 from keras_coda.training.inputs import make_batches
-from keras_coda.training.observation import LEFT_OUT
-from keras_coda.training.observation import at_factor
 from keras_coda.training.observation import block_lengths
+from keras_coda.training.observation import dense
 from keras_coda.training.observation import without_gradients
 from keras_coda.training.observed import OBSERVED
 from keras_coda.training.observed import Observed
@@ -204,7 +203,7 @@ class Calibrator:
     def _num_observed(self):
         if not callable(self.read):
             return NUM_OBSERVED
-        with at_factor(LEFT_OUT, self.backbone.conditional_blocks):
+        with dense(self.backbone.conditional_blocks):
             outputs = keras.tree.flatten(self.read(self.inputs[0]))
         size = sum(math.prod(output.shape[1:]) for output in outputs)
         return min(NUM_OBSERVED, int(NUM_OBSERVED_VALUES / size))

@@ -99,8 +99,7 @@ def without_gradients(*models):
 def block_lengths(backbone, batch):
     """How many tokens of a batch each block gets, a list."""
     blocks = backbone.conditional_blocks
-    # Nearly nothing is computed.
-    with at_factor(LEFT_OUT, blocks), RoutingScope() as scope:
+    with dense(blocks), RoutingScope() as scope:
         encoder_of(backbone)(batch, training=False)
     return [scope.record(block).inputs.shape[1] for block in blocks]
 

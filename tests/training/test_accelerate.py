@@ -24,7 +24,7 @@ def classifier():
     )
 
 
-def texts(size=96):
+def texts(size=32):
     rng = np.random.default_rng(0)
     return [" ".join(rng.choice(WORDS, size=8)) for _ in range(size)]
 
@@ -47,13 +47,17 @@ def test_from_texts_to_a_fast_task(capsys):
 
 
 def test_pairs_of_texts():
-    pair = texts(64), texts(64)[::-1]
-    _, calibration = keras_coda.training.accelerate(
-        classifier(), pair, speedup=1.2, epochs=0, **SETTINGS
+    coda = keras_coda.coda_wrap(classifier(), reduction_factor=2)
+    pair = texts(), texts()[::-1]
+    calibration = keras_coda.training.calibrate(
+        coda, pair, num_passes=2, verbose=0
     )
-    assert calibration.speedup >= 1.2
+    assert calibration.reduction_factor == [2, 2, 2]
 
 
+@pytest.mark.skipif(
+    keras.config.backend() == "jax", reason="compiles for minutes"
+)
 def test_training_that_does_harm_is_undone():
     errors = []
     for learning_rate in (0.0, 10.0):

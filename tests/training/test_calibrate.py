@@ -271,7 +271,8 @@ def vit_of_idle_blocks(*idle):
 def test_a_speedup_leaves_out_the_blocks_that_do_nothing(observed):
     dense = vit_of_idle_blocks(1, 3)
     coda = keras_coda.coda_wrap(dense, adapter_dim=1, shortcut_dim=1)
-    inputs = many(vit_inputs())
+    # One batch: another size would be compiled for, too.
+    inputs = many(vit_inputs(), times=10)
     calibration = calibrate(coda, inputs, speedup=1.5, observed=observed)
     factors = [block.reduction_factor for block in coda.conditional_blocks]
     assert factors == calibration.reduction_factor
@@ -285,12 +286,15 @@ def test_a_speedup_leaves_out_the_blocks_that_do_nothing(observed):
     assert "speedup of the encoder by arithmetic: 1." in str(calibration)
 
 
+@pytest.mark.skipif(
+    keras.config.backend() == "jax", reason="compiles for minutes"
+)
 def test_what_is_read_decides():
     # A model around the backbone, and a task, whose one token is pooled.
     coda = keras_coda.coda_wrap(
         bert_backbone(num_layers=2), adapter_dim=1, shortcut_dim=2
     )
-    inputs = many(bert_inputs(), times=60)
+    inputs = many(bert_inputs(), times=30)
     factors = [
         calibrate(coda, inputs, speedup=1.5, observed=read).reduction_factor
         for read in (
