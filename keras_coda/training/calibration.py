@@ -14,6 +14,17 @@ class Calibration(NamedTuple):
         error: that is left, of what is read: the divergence of logits in nats,
             else the squared error relative to the variance.
         blocks: dict from the name of each block to a dict of what was fitted.
+
+    Example:
+
+    >>> calibration = keras_coda.training.Calibration(
+    ...     reduction_factor=[1, 4],
+    ...     speedup=1.5,
+    ...     error=0.01,
+    ...     blocks={"layer_0": {}, "layer_1": {"shortcut": 0.9, "router": 0.8}},
+    ... )
+    >>> print(str(calibration).splitlines()[-1])
+    error that is left: 0.01
     """
 
     reduction_factor: list

@@ -210,11 +210,9 @@ def test_supported_models():
     assert {"AlbertBackbone", "T5Backbone"} <= set(names)
     bert = models[names.index("BertBackbone")]
     assert bert.pinned == "[CLS]"
-    assert bert.tasks == (
-        "BertMaskedLM",
-        "BertTextClassifier",
-        "BertTextEmbedder",
-    )
+    # An example of a docstring may have registered one more in this process.
+    tasks = {"BertMaskedLM", "BertTextClassifier", "BertTextEmbedder"}
+    assert tasks <= set(bert.tasks)
     assert "BertTextEmbedder" in str(models)
 
 
