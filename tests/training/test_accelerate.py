@@ -56,7 +56,7 @@ def test_pairs_of_texts():
 
 
 @pytest.mark.skipif(
-    keras.config.backend() == "jax", reason="compiles for minutes"
+    keras.config.backend() != "torch", reason="the others compile for minutes"
 )
 def test_training_that_does_harm_is_undone():
     errors = []
