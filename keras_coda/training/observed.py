@@ -86,12 +86,11 @@ class Observed:
 
     def mean_error(self, results):
         """The mean error of all batches, from `(outputs, scope)` of each."""
-        sums = [
-            np.sum(self.errors(index, *result))
-            for index, result in enumerate(results)
+        batches = [
+            self.errors(index, *result) for index, result in enumerate(results)
         ]
-        size = sum(len(targets[0]) for targets in self.targets)
-        return float(np.sum(sums)) / size / len(self.stacks)
+        means = [np.mean(np.concatenate(own)) for own in zip(*batches)]
+        return float(np.mean(means))
 
     def _states(self, outputs, scope):
         if callable(self.read):
@@ -124,7 +123,9 @@ class Observed:
         for stack in self.stacks:
             record = scope.record(stack[-1])
             chosen = pinned_tokens(stack[-1], record)
-            if self.read == "tokens":
+            # A tower may pin nothing, beside one that does.
+            alone = len(self.stacks) == 1
+            if self.read == "tokens" or not (alone or chosen.any()):
                 chosen |= choosable(stack[-1], record)
             read.append(chosen.astype("float32"))
         return read

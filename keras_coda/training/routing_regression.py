@@ -105,8 +105,8 @@ def fit_routers(backbone, observed, num_passes, rng):
                 outputs = observed.function(batch)
             routed.append(choice.routed)
             errors.append(observed.errors(index, outputs, scope))
-        # (number of stacks, num_passes, batch_size)
-        errors = np.log(np.swapaxes(errors, 0, 1) + 1e-6)
+        # For each stack (num_passes, batch_size); frames are more than videos.
+        errors = [np.log(np.stack(own) + 1e-6) for own in zip(*errors)]
         for block in blocks:
             record = target.record(block)
             chosen = choosable(block, record)
