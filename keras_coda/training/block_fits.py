@@ -185,8 +185,9 @@ def fit_shortcut(shortcut, moments, ridge):
     explained = np.sum(target_mean**2) + _explained(
         down @ up, covariance, cross
     )
-    # Nothing may be missing.
-    return float(explained / max(np.sum(mean_squares), 1e-30))
+    total = np.sum(mean_squares)
+    # Of nothing, all is explained: a block may have reached a fixed point.
+    return float(explained / total) if total > 0 else 1.0
 
 
 def _explained(coefficients, covariance, cross):

@@ -211,8 +211,8 @@ def test_supported_models():
     bert = models[names.index("BertBackbone")]
     assert bert.pinned == "[CLS]"
     # An example of a docstring may have registered one more in this process.
-    tasks = {"BertMaskedLM", "BertTextClassifier", "BertTextEmbedder"}
-    assert tasks <= set(bert.tasks)
+    tasks = [name for name in bert.tasks if hasattr(keras_hub.models, name)]
+    assert tasks == ["BertMaskedLM", "BertTextClassifier", "BertTextEmbedder"]
     assert "BertTextEmbedder" in str(models)
 
 
