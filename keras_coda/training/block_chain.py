@@ -1,3 +1,5 @@
+import copy
+
 import keras
 
 from keras_coda.layers.routing_scope import RoutingScope
@@ -38,8 +40,7 @@ class BlockChain:
         }
 
     def copy(self):
-        other = object.__new__(type(self))
-        vars(other).update(vars(self))
+        other = copy.copy(self)
         other.known = [{**known} for known in self.known]
         return other
 

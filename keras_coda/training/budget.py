@@ -1,6 +1,5 @@
 """Which reduction factor for which block, at a speed that is asked for."""
 
-import contextlib
 import itertools
 import math
 
@@ -11,7 +10,7 @@ from keras_coda.analysis.flops import count_block
 from keras_coda.analysis.flops import count_outside
 from keras_coda.training.block_chain import BlockChain
 from keras_coda.training.observation import LEFT_OUT
-from keras_coda.training.observation import at_factor
+from keras_coda.training.observation import at_factors
 from keras_coda.training.observation import dense
 
 # Where the error of one block is measured, and what is chosen from: few, since
@@ -171,9 +170,7 @@ class Search:
                 (index for index, r in enumerate(factors) if r > 1),
                 len(factors) - 1,
             )
-            with contextlib.ExitStack() as stack:
-                for block, factor in zip(self.blocks, factors):
-                    stack.enter_context(at_factor(factor, [block]))
+            with at_factors(factors, self.blocks):
                 self.measured[factors] = self.observed.mean_error(
                     self.chains[first].outputs(self.observed.function)
                 )

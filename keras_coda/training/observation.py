@@ -65,22 +65,22 @@ def _own_blocks(backbone):
 
 
 @contextlib.contextmanager
-def at_factor(reduction_factor, blocks):
-    """Gives blocks another reduction factor while the context is entered."""
-    reduction_factors = [block.reduction_factor for block in blocks]
+def at_factors(factors, blocks):
+    """Gives blocks other reduction factors while the context is entered."""
+    before = [block.reduction_factor for block in blocks]
     try:
-        # Not by way of the property: what is compiled stays valid.
-        for block in blocks:
-            block.reduction_factor = reduction_factor
+        # Not by way of the model's property: what is compiled stays valid.
+        for block, factor in zip(blocks, factors):
+            block.reduction_factor = factor
         yield
     finally:
-        for block, value in zip(blocks, reduction_factors):
-            block.reduction_factor = value
+        for block, factor in zip(blocks, before):
+            block.reduction_factor = factor
 
 
 def dense(blocks):
     """Computes everything while the context is entered."""
-    return at_factor(1, blocks)
+    return at_factors([1] * len(blocks), blocks)
 
 
 @contextlib.contextmanager
