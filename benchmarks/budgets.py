@@ -21,6 +21,7 @@ has whole seeds. Speed is measured last: keep the machine idle then.
 """
 
 import argparse
+import contextlib
 import functools
 import json
 import os
@@ -60,7 +61,7 @@ class Row(NamedTuple):
 ROWS = {
     "dense": Row("parallel adapters, dense", "dense"),
     "coda": Row("CoDA, calibrated", "coda"),
-    "coda_aligned": Row("CoDA, calibrated, an epoch", "coda_aligned"),
+    "coda_aligned": Row("CoDA, calibrated and aligned", "coda_aligned"),
     "truncated2": Row("first n / 2 tokens", "truncated", divisor=2),
     "truncated3": Row("first n / 3 tokens", "truncated", divisor=3),
     "first4": Row("first 4 of 6 layers", "first layers", num_layers=4),
@@ -105,13 +106,14 @@ def parse_arguments():
     add("--seeds", default="0,1,2", help="default: %(default)s")
     add("--train-size", type=int, default=1000)
     add("--validation-size", type=int, default=300)
-    add("--test-size", type=int, default=1000)
-    add("--unlabelled-size", type=int, default=384, help="for calibration")
+    add("--test-size", type=int, default=600)
+    add("--unlabelled-size", type=int, default=256, help="for calibration")
     add("--epochs", type=int, default=3)
     add("--batch-size", type=int, default=32)
     add("--learning-rate", type=float, default=3e-3)
     add("--layers-learning-rates", default="1e-3,3e-3", help="of first layers")
-    add("--second-learning-rate", type=float, default=1e-3, help="after them")
+    add("--second-epochs", type=int, default=2, help="of alignment")
+    add("--second-learning-rate", type=float, default=1e-3, help="of it")
     add("--dtype", default="mixed_bfloat16", help="default: %(default)s")
     add("--num-rounds", type=int, default=7, help="of timing")
     add("--no-speed", action="store_true", help="measure no speed")
@@ -130,6 +132,7 @@ def parse_arguments():
         test_size=8,
         unlabelled_size=8,
         epochs=1,
+        second_epochs=1,
         num_rounds=1,
     )
     return parser.parse_args()
@@ -168,7 +171,8 @@ class Runner:
             model, notes = self.calibrated(experiment)
             if row == "coda_aligned":
                 start = time.monotonic()
-                notes |= second_stage(model, self.task, self.arguments, seed)
+                with without_flash_attention():
+                    notes |= second_stage(model, self.task, self.arguments)
                 notes["seconds"] += time.monotonic() - start
             return model, notes
         if ROWS[row].num_layers is None:
@@ -187,16 +191,17 @@ class Runner:
 
         def train():
             part = self.task.cut(self.task.train, self.length(ROWS[name]))
-            quality_tasks.compile_and_fit(
-                model,
-                part.inputs,
-                part.labels,
-                self.arguments.epochs,
-                self.arguments.batch_size,
-                learning_rate,
-                seed,
-                weights=part.weights,
-            )
+            with without_flash_attention():
+                quality_tasks.compile_and_fit(
+                    model,
+                    part.inputs,
+                    part.labels,
+                    self.arguments.epochs,
+                    self.arguments.batch_size,
+                    learning_rate,
+                    seed,
+                    weights=part.weights,
+                )
             return {"learning_rate": learning_rate}
 
         if name == "lora":
@@ -228,12 +233,10 @@ class Runner:
             if not path.exists():
                 self.fine_tuned("dense", seed, rate)
             load(model, path)
-            is_hub_task = self.task.is_hub_task
             fitted = keras_coda.training.calibrate(
-                model if is_hub_task else model.backbone,
+                model,
                 self.task.unlabelled,
                 speedup=experiment.speedup,
-                observed=None if is_hub_task else model,
                 are_logits=True,
                 verbose=0,
             )
@@ -266,28 +269,43 @@ def build(task, name, head=None):
     return task.convert(model, reduction_factor=1, **settings)
 
 
-def second_stage(model, task, arguments, seed):
-    """An epoch of training at the reduction factors that were calibrated.
+def second_stage(model, task, arguments):
+    """Training at the reduction factors that were calibrated, without labels.
 
     Returns:
         A dict of notes.
     """
-    if not task.is_hub_task:
-        return {}
-    size = len(task.unlabelled["token_ids"])
+    inputs, epochs = task.train.inputs, arguments.second_epochs
     history = keras_coda.training.align(
         model,
         task.make_dense(),
-        task.unlabelled,
+        inputs,
         target="fine_tuned",
         logits_weight=1.0,
+        temperature=2.0,
         optimizer=quality_tasks.make_optimizer(
-            arguments.second_learning_rate, size, 1, arguments.batch_size
+            arguments.second_learning_rate,
+            len(inputs["token_ids"]),
+            epochs,
+            arguments.batch_size,
         ),
+        epochs=epochs,
         batch_size=arguments.batch_size,
         verbose=0,
     )
     return {"aligned": history.history}
+
+
+@contextlib.contextmanager
+def without_flash_attention():
+    """PyTorch's, whose gradient on a CPU takes half of a training step."""
+    if keras.backend.backend() != "torch":
+        yield
+        return
+    import torch
+
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        yield
 
 
 def timed(function):
@@ -505,6 +523,7 @@ def main():
             "batch_size",
             "learning_rate",
             "layers_learning_rates",
+            "second_epochs",
             "second_learning_rate",
             "dtype",
         )

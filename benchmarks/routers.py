@@ -32,9 +32,9 @@ import keras_coda
 from keras_coda.conversion.trained_weights import trained_weights
 from keras_coda.layers.routing_scope import RoutingScope
 from keras_coda.training import observation
-from keras_coda.training.block_fits import Moments
-from keras_coda.training.block_fits import ridge_regression
 from keras_coda.training.inputs import make_batches
+from keras_coda.training.least_squares import Moments
+from keras_coda.training.least_squares import ridge_regression
 
 EPSILONS = (0.03, 0.1, 0.3, 1.0)
 

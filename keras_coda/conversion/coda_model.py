@@ -182,7 +182,7 @@ def router_fingerprints(backbone):
 
 def validate_converted(name, model):
     """Raises a `TypeError` if `model` is not what `coda_wrap` made."""
-    if not isinstance(model, CodaModel):
+    if not isinstance(backbone_of(model), CodaModel):
         raise TypeError(
             f"`{name}` must be a model that `keras_coda.coda_wrap` made. "
             f"Received: {name}={model!r}"

@@ -2,6 +2,7 @@
 
 import re
 
+import keras_hub
 from keras import ops
 
 from keras_coda._keras_internals import sublayers
@@ -11,8 +12,16 @@ from keras_coda.layers.partly_frozen import lora_weights
 
 
 def backbone_of(model):
-    """The backbone of a task, or the backbone itself."""
-    return getattr(model, "backbone", model)
+    """The backbone of a task or of a model around one, or the model itself."""
+    is_backbone = isinstance(model, keras_hub.models.Backbone)
+    if is_backbone or hasattr(model, "backbone"):
+        return getattr(model, "backbone", model)
+    inside = [
+        layer
+        for layer in getattr(model, "layers", ())
+        if isinstance(layer, keras_hub.models.Backbone)
+    ]
+    return inside[0] if len(inside) == 1 else model
 
 
 def trained_weights(model):
@@ -74,7 +83,7 @@ def name_weights(backbone, weights):
 
 def head_variables(task):
     """The weights of a task that are not its backbone's."""
-    backbone_ids = {id(weight) for weight in task.backbone.weights}
+    backbone_ids = {id(weight) for weight in backbone_of(task).weights}
     return [w for w in task.weights if id(w) not in backbone_ids]
 
 

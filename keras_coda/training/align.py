@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from keras_coda.conversion.around import with_backbone
 from keras_coda.conversion.coda_model import validate_converted
 from keras_coda.conversion.coda_wrap import coda_wrap
 from keras_coda.conversion.trained_weights import backbone_of
@@ -8,6 +9,7 @@ from keras_coda.conversion.trained_weights import trained_weights
 from keras_coda.layers.routing_scope import RoutingScope
 from keras_coda.training.inputs import preprocess
 from keras_coda.training.observation import encoder_of
+from keras_coda.training.observation import stacks
 from keras_coda.validation import validate_choice
 
 TARGETS = ("pretrained", "fine_tuned")
@@ -112,10 +114,7 @@ def _validate(coda, dense, logits_weight, temperature):
             f"Received: logits_weight={logits_weight}, "
             f"temperature={temperature}"
         )
-    are_tasks = (
-        backbone_of(coda) is not coda and backbone_of(dense) is not dense
-    )
-    if logits_weight and not are_tasks:
+    if logits_weight and backbone_of(coda) is coda:
         raise TypeError(
             "`logits_weight` needs tasks, which have logits. Received: "
             f"coda={coda!r}, dense={dense!r}"
@@ -123,18 +122,20 @@ def _validate(coda, dense, logits_weight, temperature):
 
 
 def _make_teacher(coda, dense, target):
-    """What to reproduce, as a converted model with `reduction_factor=1`."""
+    """What to reproduce, as a model with `reduction_factor=1`."""
+    source, backbone = coda, backbone_of(coda)
+    settings = {**vars(backbone.settings), "reduction_factor": 1}
     if target == "pretrained":
-        return coda_wrap(dense, reduction_factor=1, adapter_dim=1)
-    settings = backbone_of(coda).get_config()
-    for key in ("backbone", "name", "trainable"):
-        settings.pop(key)
-    teacher = coda_wrap(dense, **{**settings, "reduction_factor": 1})
-    weights = trained_weights(coda)
-    for path, weight in trained_weights(teacher).items():
-        # By way of NumPy: on JAX the two would share a buffer.
-        weight.assign(ops.convert_to_numpy(weights[path]))
-    return teacher
+        source, settings = dense, {"adapter_dim": 1, "reduction_factor": 1}
+    teacher = coda_wrap(backbone_of(dense), **settings)
+    if target == "fine_tuned":
+        weights = trained_weights(backbone)
+        for path, weight in trained_weights(teacher).items():
+            # By way of NumPy: on JAX the two would share a buffer.
+            weight.assign(ops.convert_to_numpy(weights[path]))
+    if source is backbone_of(source):
+        return teacher
+    return with_backbone(source, teacher)
 
 
 class _Aligner(keras.Model):
@@ -142,30 +143,28 @@ class _Aligner(keras.Model):
 
     def __init__(self, coda, teacher, logits_weight, temperature):
         super().__init__(name="aligner")
-        coda_backbone = backbone_of(coda)
-        self.encoder = encoder_of(coda_backbone)
-        self.target_encoder = encoder_of(backbone_of(teacher))
-        self.target_encoder.trainable = False
-        # Within a function, so that they are tracked in the encoders alone.
-        self.blocks = lambda: zip(
-            coda_backbone.conditional_blocks,
-            backbone_of(teacher).conditional_blocks,
-        )
         self.hidden_error = keras.metrics.Mean(name="hidden_error")
         self.logits_weight = logits_weight
         self.temperature = temperature
+        blocks = [
+            _observed_blocks(backbone_of(model), is_late=bool(logits_weight))
+            for model in (coda, teacher)
+        ]
         if logits_weight:
-            self.task = coda
-            # Within a function, so that its head is not trained.
-            self.target_task = lambda inputs: teacher(inputs, training=False)
             self.divergence = keras.metrics.Mean(name="divergence")
+        else:
+            coda, teacher = encoder_of(coda), encoder_of(teacher)
+        self.model = coda
+        # Within functions, so that they are tracked in the model alone.
+        self.run_teacher = lambda inputs: teacher(inputs, training=False)
+        self.blocks = lambda: zip(*blocks)
 
     def call(self, inputs):
         # Without dropout, also within `fit`.
         with RoutingScope() as scope:
-            self.encoder(inputs, training=False)
+            outputs = self.model(inputs, training=False)
         with RoutingScope() as target_scope:
-            self.target_encoder(inputs, training=False)
+            target_outputs = self.run_teacher(inputs)
         errors = [
             _relative_error(scope.record(block), target_scope.record(target))
             for block, target in self.blocks()
@@ -173,8 +172,8 @@ class _Aligner(keras.Model):
         losses = {"hidden_error": ops.mean(ops.stack(errors))}
         if self.logits_weight:
             losses["divergence"] = _divergence(
-                self.task(inputs, training=False) / self.temperature,
-                self.target_task(inputs) / self.temperature,
+                outputs / self.temperature,
+                target_outputs / self.temperature,
             )
         return losses
 
@@ -187,6 +186,13 @@ class _Aligner(keras.Model):
         self.divergence.update_state(y_pred["divergence"])
         weighted = self.logits_weight * y_pred["divergence"]
         return y_pred["hidden_error"] + weighted
+
+
+def _observed_blocks(backbone, is_late):
+    """All blocks, or only the last but one of each stack."""
+    if is_late:
+        return [stack[-2:][0] for stack in stacks(backbone)]
+    return backbone.conditional_blocks
 
 
 def _relative_error(record, target_record):

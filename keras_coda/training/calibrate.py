@@ -8,8 +8,10 @@ import rich.progress
 
 from keras_coda.conversion.coda_model import validate_converted
 from keras_coda.conversion.trained_weights import backbone_of
+from keras_coda.layers.set_reduction_factor import forget_compiled
+from keras_coda.training import routing_regression
+from keras_coda.training import token_importance
 from keras_coda.training.block_chain import BlockChain
-from keras_coda.training.block_fits import fit_blocks
 from keras_coda.training.budget import Cost
 from keras_coda.training.budget import Search
 from keras_coda.training.calibration import Calibration
@@ -20,7 +22,7 @@ from keras_coda.training.observation import dense
 from keras_coda.training.observation import without_gradients
 from keras_coda.training.observed import OBSERVED
 from keras_coda.training.observed import Observed
-from keras_coda.training.routing_regression import fit_routers
+from keras_coda.training.shortcut_fits import fit_shortcuts
 from keras_coda.validation import validate_choice
 
 # Their outputs are logits.
@@ -234,41 +236,58 @@ class Calibrator:
         cost = Cost(self.backbone, lengths)
         if speedup is not None:
             search = Search(self.backbone, self.observed, cost, speedup)
-            self.coda.reduction_factor = search.uniform()
+            self._set_factors(search.uniform())
             if len(self.inputs) > len(self.held_back):
                 self.inputs = self.inputs[: -len(self.held_back)]
-            self._fit(bar, in_sequence=False)
-            self.coda.reduction_factor = search.run(bar)
-        fitted = self._fit(bar, in_sequence=self.observed.reads_all_tokens)
+        task = bar.add_task("fitting", total=None)
+        shortcuts = self._fit_shortcuts(in_sequence=False)
+        routers = self._fit_routers()
+        if speedup is not None:
+            self._set_factors(search.run(bar))
+            if self._routers_depend_on_factors:
+                routers = self._fit_routers()
+        if self.observed.reads_all_tokens:
+            shortcuts |= self._fit_shortcuts(in_sequence=True)
+        bar.remove_task(task)
         factors = [block.reduction_factor for block in blocks.values()]
+        fits = {"shortcut": shortcuts, "router": routers}
         return Calibration(
             reduction_factor=factors,
             speedup=cost.speedup(factors),
             error=self.error(),
             blocks={
-                name: fitted.get(id(block), {})
+                name: {
+                    part: values[id(block)]
+                    for part, values in fits.items()
+                    if id(block) in values
+                }
                 for name, block in blocks.items()
             },
         )
 
-    def _fit(self, bar, in_sequence):
-        """Fits shortcuts and routers for the factors of the model."""
-        task = bar.add_task("fitting", total=None)
-        by_residuals = self.observed.reads_all_tokens
-        fitted = fit_blocks(
-            self.backbone, self.inputs, self.ridge, in_sequence, by_residuals
+    def _set_factors(self, factors):
+        self.backbone.reduction_factor = factors
+        for model in self.models:
+            forget_compiled(model)
+
+    def _fit_shortcuts(self, in_sequence):
+        return fit_shortcuts(
+            self.backbone, self.inputs, self.ridge, in_sequence
         )
-        if not by_residuals:
-            correlations = fit_routers(
-                self.backbone,
-                self._observe(self.inputs),
-                self.num_passes,
-                self.rng,
+
+    @property
+    def _routers_depend_on_factors(self):
+        return self.backbone.attention == "k_to_k"
+
+    def _fit_routers(self):
+        observed = self._observe(self.inputs)
+        if self._routers_depend_on_factors:
+            return routing_regression.fit_routers(
+                self.backbone, observed, self.num_passes, self.rng
             )
-            for key, correlation in correlations.items():
-                fitted.setdefault(key, {})["router"] = correlation
-        bar.remove_task(task)
-        return fitted
+        return token_importance.fit_routers(
+            self.backbone, observed, self.models, self.rng
+        )
 
 
 def has_logits(model):

@@ -1,5 +1,6 @@
 import keras
 import numpy as np
+from keras import ops
 
 from keras_coda.layers.routing_scope import RoutingScope
 from keras_coda.training.observation import choosable
@@ -37,7 +38,7 @@ class Observed:
         self.targets, self.weights = [], []
         for batch in inputs:
             with dense(blocks), RoutingScope() as scope:
-                outputs = self.function(batch)
+                outputs = self.run(batch)
             self.targets.append(self._states(outputs, scope))
             self.weights.append(self._weights(batch, scope))
         self.scales = [self._scale(index) for index in range(len(self.stacks))]
@@ -92,22 +93,39 @@ class Observed:
         means = [np.mean(np.concatenate(own)) for own in zip(*batches)]
         return float(np.mean(means))
 
-    def _states(self, outputs, scope):
+    def run(self, batch):
+        """What `function` returns, without dropout where it is a model."""
+        if isinstance(self.function, keras.Model):
+            return self.function(batch, training=False)
+        return self.function(batch)
+
+    def states(self, outputs, scope):
+        """What is read, a list with a tensor for each stack.
+
+        Args:
+            outputs: what `function` returned.
+            scope: the `RoutingScope` in which it ran.
+        """
         if callable(self.read):
-            parts = [to_numpy(x) for x in keras.tree.flatten(outputs)]
-            if len(parts) == 1:
-                return [np.asarray(parts[0], "float32")]
-            shape = len(parts[0]), -1
-            parts = [np.asarray(x, "float32").reshape(shape) for x in parts]
-            return [np.concatenate(parts, axis=-1)]
+            parts = keras.tree.flatten(outputs)
+            if len(parts) > 1:
+                shape = ops.shape(parts[0])[0], -1
+                parts = [ops.reshape(part, shape) for part in parts]
+                parts = [ops.concatenate(parts, axis=-1)]
+            return parts
         last = [stack[-1] for stack in self.stacks]
-        states = [
+        return [
             scope.known[id(block)]
             if id(block) in scope.known
             else scope.record(block).outputs
             for block in last
         ]
-        return [np.asarray(to_numpy(x), "float32") for x in states]
+
+    def _states(self, outputs, scope):
+        return [
+            np.asarray(to_numpy(x), "float32")
+            for x in self.states(outputs, scope)
+        ]
 
     def _weights(self, batch, scope):
         """1 where a target is read, of its shape without the last axis."""

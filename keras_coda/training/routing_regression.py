@@ -6,11 +6,11 @@ from keras import ops
 from keras_coda.layers.routed import BlockRouting
 from keras_coda.layers.routed import Rows
 from keras_coda.layers.routing_scope import RoutingScope
-from keras_coda.training.block_fits import DEVIATION
 from keras_coda.training.observation import choosable
 from keras_coda.training.observation import dense
 from keras_coda.training.observation import encoder_of
 from keras_coda.training.observation import to_numpy
+from keras_coda.training.token_importance import DEVIATION
 
 
 class RoutingRegression:

@@ -62,8 +62,10 @@ def test_hidden_states_start_closer(family):
     assert coda.reduction_factor == 3
     assert list(explained) == [b.name for b in coda.conditional_blocks]
     for values in explained.values():
-        assert 0 < values["router"] <= 1
+        # Where one token is read, a block may have nothing to choose.
+        assert 0 < values.get("router", 1) <= 1
         assert 0 < values["shortcut"] <= 1
+    assert "router" in explained[coda.conditional_blocks[0].name]
 
 
 def ridge_regression(features, targets, ridge):
@@ -180,12 +182,7 @@ def test_routing_regression_by_hand():
     assert correlation == pytest.approx(expected_correlation)
 
 
-@pytest.mark.parametrize(
-    "attention, together", [("k_to_k", True), ("k_to_all", False)]
-)
-def test_blocks_that_attend_k_to_k_route_together(
-    attention, together, monkeypatch
-):
+def test_blocks_that_attend_k_to_k_route_together(monkeypatch):
     observed = []
 
     def record(self, hidden, routed, chosen, errors):
@@ -193,23 +190,24 @@ def test_blocks_that_attend_k_to_k_route_together(
 
     monkeypatch.setattr(RoutingRegression, "add", record)
     coda = keras_coda.coda_wrap(
-        bert_backbone(), reduction_factor=2, attention=attention
+        bert_backbone(), reduction_factor=2, attention="k_to_k"
     )
     calibrate(coda, many(bert_inputs()), num_passes=2)
     first, second = observed[:2]
     # Not the same in both passes, and not everything.
     assert not np.array_equal(first[0], first[1])
-    assert np.array_equal(first, second) == together
+    assert np.array_equal(first, second)
 
 
-def test_blocks_that_route_all_keep_their_routers():
+def test_routers_that_choose_nothing_are_kept():
     coda = keras_coda.coda_wrap(bert_backbone(), reduction_factor=[1, 3])
     kernels = [np.array(b.router.kernel) for b in coda.conditional_blocks]
     fitted = calibrate(coda, many(bert_inputs())).blocks
-    assert [list(values) for values in fitted.values()] == [[], ["router"]]
+    # Behind the last block the pinned token alone is read.
+    assert [list(values) for values in fitted.values()] == [["router"], []]
     first, second = (np.array(b.router.kernel) for b in coda.conditional_blocks)
-    assert np.array_equal(first, kernels[0])
-    assert not np.array_equal(second, kernels[1])
+    assert not np.array_equal(first, kernels[0])
+    assert np.array_equal(second, kernels[1])
     assert coda.reduction_factor == [1, 3]
     # Truncation has no router to fit.
     coda = keras_coda.coda_wrap(bert_backbone(), router="first_k")
@@ -221,7 +219,7 @@ def test_changes_routers_and_shortcuts_alone():
     coda = keras_coda.coda_wrap(bert_backbone(), shortcut_dim=2)
     randomize(coda)
     before = {weight.path: np.array(weight) for weight in coda.weights}
-    calibrate(coda, many(bert_inputs()))
+    calibrate(coda, many(bert_inputs()), observed="tokens")
     for weight in coda.weights:
         changed = not np.array_equal(np.array(weight), before[weight.path])
         assert changed == (
@@ -241,7 +239,7 @@ def test_batches_of_an_iterable():
         ],
     ):
         coda = keras_coda.coda_wrap(dense)
-        fitted = calibrate(coda, x, batch_size=24).blocks
+        fitted = calibrate(coda, x, batch_size=24, observed="tokens").blocks
         assert all(list(values) == ["router"] for values in fitted.values())
         kernels.append(np.array(coda.conditional_blocks[0].router.kernel))
     np.testing.assert_allclose(*kernels, rtol=1e-3, atol=1e-5)

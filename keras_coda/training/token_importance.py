@@ -1,0 +1,214 @@
+"""How much the output depends on each token that a block computes."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_coda.layers.routed import BlockRouting
+from keras_coda.layers.routed import Rows
+from keras_coda.layers.routing_scope import RoutingScope
+from keras_coda.training.least_squares import Moments
+from keras_coda.training.least_squares import explained_variance
+from keras_coda.training.least_squares import ridge_regression
+from keras_coda.training.observation import choosable
+from keras_coda.training.observation import dense
+from keras_coda.training.observation import encoder_of
+from keras_coda.training.observation import to_numpy
+from keras_coda.training.observed import log_softmax
+
+# Of the scores of a fitted router: soft enough to be trained, at an epsilon of
+# 0.03.
+DEVIATION = 0.25
+# Of the outputs' distribution: a model that is sure of itself has no slope.
+TEMPERATURE = 2.0
+
+
+class TokenImportance:
+    """The output's error if a block left out a token, to second order.
+
+    With a weight m of each token and block, 1 where the token is routed, the
+    divergence of the outputs from those at m = 1 begins with half of Fisher's
+    information, the mean of `(d log p(y) / dm)**2` over y drawn from the
+    outputs' distribution p. For outputs that are no logits p is normal, with
+    variance 1. One gradient gives it for all blocks and tokens.
+
+    Args:
+        observed: the `Observed` of what is read, with the inputs to look at.
+        blocks: list of conditional blocks.
+        models: list of the models that `observed.function` runs, with nothing
+            to train.
+        rng: a NumPy generator, for the y.
+    """
+
+    def __init__(self, observed, blocks, models, rng):
+        self.observed, self.blocks, self.models = observed, blocks, models
+        self.rng = rng
+        self.slopes = None
+
+    def of_batch(self, index, shapes):
+        """Importances in a batch, each estimated from one y.
+
+        Args:
+            index: int. Of the batch.
+            shapes: list with `(batch_size, n)` for each block.
+
+        Returns:
+            A list with an array of that shape for each block.
+        """
+        if self.slopes is None or self.slopes.shapes != shapes:
+            self.slopes = _Slopes(
+                self.observed, self.blocks, self.models, shapes
+            )
+        slopes = self.slopes.of(self.observed.inputs[index], self._draw(index))
+        return [slope**2 for slope in slopes]
+
+    def _draw(self, index):
+        """The slope of log p(y) over the outputs, for drawn y."""
+        observed, slopes = self.observed, []
+        for target, weights, scale in zip(
+            observed.targets[index], observed.weights[index], observed.scales
+        ):
+            if observed.are_logits:
+                logits = target / TEMPERATURE
+                # The largest of these is drawn with probability p.
+                noise = self.rng.gumbel(size=logits.shape)
+                drawn = np.argmax(logits + noise, axis=-1)
+                probabilities = np.exp(log_softmax(logits))
+                slope = np.eye(logits.shape[-1])[drawn] - probabilities
+            else:
+                slope = self.rng.normal(size=target.shape) / scale**0.5
+            slopes.append((slope * weights[..., None]).astype("float32"))
+        return slopes
+
+
+class _Slopes(keras.Model):
+    """Slopes of what is read over the weights of the tokens in each block.
+
+    Keras computes gradients in its training step alone: a step of gradient
+    descent at learning rate 1 moves weights by their gradient.
+    """
+
+    def __init__(self, observed, blocks, models, shapes):
+        super().__init__(name="slopes")
+        self.observed, self.models, self.shapes = observed, models, shapes
+        # Within a function, so that they are tracked in the models alone.
+        self.blocks = lambda: blocks
+        self.moves = [
+            self.add_weight(
+                shape=shape, initializer="zeros", dtype="float32", name=f"{i}"
+            )
+            for i, shape in enumerate(shapes)
+        ]
+        self.compile(
+            keras.optimizers.SGD(1.0), auto_scale_loss=False, run_eagerly=False
+        )
+
+    def call(self, inputs):
+        batch, slopes = inputs
+        weights = {
+            id(block): 1.0 + moves
+            for block, moves in zip(self.blocks(), self.moves)
+        }
+
+        def choose(block, *args):
+            if id(block) in weights:
+                return BlockRouting(weights[id(block)], Rows())
+
+        with RoutingScope(choose) as scope:
+            outputs = self.observed.run(batch)
+        read = self.observed.states(outputs, scope)
+        total = sum(
+            ops.sum(ops.cast(states, "float32") * slope)
+            for states, slope in zip(read, slopes)
+        )
+        # Each has a gradient, also of a block that nothing is read of.
+        return total + sum(0.0 * ops.sum(moves) for moves in self.moves)
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        return y_pred
+
+    def of(self, batch, slopes):
+        for moves in self.moves:
+            moves.assign(ops.zeros_like(moves))
+        self.train_on_batch((batch, slopes))
+        return [-ops.convert_to_numpy(moves) for moves in self.moves]
+
+
+def fit_routers(backbone, observed, models, rng):
+    """Fits routers to the importance of tokens.
+
+    A router predicts the logarithm of a token's importance, relative to the
+    mean of its sequence, from what the router reads.
+
+    Args:
+        backbone: a converted backbone.
+        observed: the `Observed` error of what is read, of the inputs to fit.
+        models: list of the models that `observed.function` runs, with nothing
+            to train.
+        rng: a NumPy generator.
+
+    Returns:
+        A dict from the id of each block that was fitted to the correlation of
+        its router's scores.
+    """
+    blocks = [
+        block
+        for block in backbone.conditional_blocks
+        if block.router.kernel is not None
+    ]
+    if not blocks:
+        return {}
+    importance = TokenImportance(observed, blocks, models, rng)
+    moments = [Moments() for _ in blocks]
+    encoder = encoder_of(backbone)
+    for index, batch in enumerate(observed.inputs):
+        with dense(blocks), RoutingScope() as scope:
+            encoder(batch, training=False)
+        records = [scope.record(block) for block in blocks]
+        shapes = [tuple(record.hidden.shape[:2]) for record in records]
+        for own, block, record, values in zip(
+            moments, blocks, records, importance.of_batch(index, shapes)
+        ):
+            chosen = choosable(block, record)
+            if not np.any(values[chosen]):
+                continue
+            # Logarithms, because importances are far from normal.
+            logs = np.log(values + 1e-4 * np.mean(values[chosen]))
+            own.add(
+                *(
+                    _centered(np.asarray(x, "float32"), chosen)
+                    for x in (to_numpy(record.hidden), logs[..., None])
+                )
+            )
+    return {
+        id(block): _fit(block.router, own)
+        for block, own in zip(blocks, moments)
+        # Where nothing matters, or nothing can be chosen.
+        if own.count
+    }
+
+
+def _centered(values, chosen):
+    """Chosen tokens, less the mean of those of their sequence."""
+    weights = chosen[..., None]
+    count = np.maximum(weights.sum(axis=1, keepdims=True), 1)
+    means = (values * weights).sum(axis=1, keepdims=True) / count
+    return (values - means)[chosen]
+
+
+def _fit(router, moments):
+    """Fits a router to a number for each token.
+
+    Returns:
+        The correlation of its scores with the number.
+    """
+    _, mean, covariance, cross, squares = moments.normalized()
+    coefficients = ridge_regression(covariance, cross, 1e-2)
+    variance = float(np.sum(coefficients * (covariance @ coefficients)))
+    scale = DEVIATION / np.sqrt(max(variance, 1e-30))
+    router.kernel.assign(scale * coefficients)
+    explained = explained_variance(coefficients, covariance, cross)
+    total = max(float(np.sum(squares - mean**2)), 1e-30)
+    return float(np.sqrt(max(explained, 0.0) / total))

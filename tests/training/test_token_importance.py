@@ -1,0 +1,86 @@
+import keras
+import numpy as np
+import pytest
+
+import keras_coda
+from keras_coda.layers.routed import BlockRouting
+from keras_coda.layers.routed import Rows
+from keras_coda.layers.routing_scope import RoutingScope
+from keras_coda.training.inputs import make_batches
+from keras_coda.training.observed import Observed
+from keras_coda.training.token_importance import TokenImportance
+from tests.conversion.models import bert_backbone
+from tests.conversion.models import bert_inputs
+from tests.conversion.models import randomize
+
+READ = {
+    "logits": lambda coda: lambda inputs: coda(inputs)["pooled_output"],
+    "pinned": lambda coda: "pinned",
+    "tokens": lambda coda: "tokens",
+}
+
+
+@pytest.mark.parametrize("what", sorted(READ))
+def test_slopes_are_those_of_finite_differences(what):
+    coda = keras_coda.coda_wrap(bert_backbone(), shortcut_dim=2)
+    randomize(coda)
+    coda.trainable = False
+    batches = make_batches(coda, bert_inputs(), 8)
+    observed = Observed(coda, batches, READ[what](coda), what == "logits")
+    blocks = coda.conditional_blocks
+    importance = TokenImportance(
+        observed, blocks, [coda], np.random.default_rng(0)
+    )
+    shape = tuple(batches[0]["token_ids"].shape)
+    first, second = importance.of_batch(0, [shape] * 2)
+    assert first.shape == second.shape == shape
+    (drawn,) = importance._draw(0)
+    slopes = importance.slopes.of(batches[0], [drawn])
+
+    def likelihood(moved, row, token):
+        def choose(block, *args):
+            weights = np.ones(shape, "float32")
+            if block is moved:
+                weights[row, token] += step
+            return BlockRouting(keras.ops.convert_to_tensor(weights), Rows())
+
+        def value():
+            with RoutingScope(choose) as scope:
+                outputs = observed.run(batches[0])
+            (states,) = observed.states(outputs, scope)
+            states = keras.ops.convert_to_numpy(states).astype("float64")
+            return np.sum(states * drawn)
+
+        step = 0.01
+        above = value()
+        step = -0.01
+        return (above - value()) / 0.02
+
+    for block, slope in zip(blocks, slopes):
+        for row, token in ((0, 0), (0, 2), (1, 1)):
+            assert slope[row, token] == pytest.approx(
+                likelihood(block, row, token), rel=2e-2, abs=1e-3
+            )
+    # Padding changes nothing that is read, nor does what nobody reads.
+    padding = bert_inputs()["padding_mask"] == 0
+    assert padding.any()
+    assert not first[padding].any() and not second[padding].any()
+    assert bool(second[:, 1:].any()) == (what == "tokens")
+
+
+def test_importance_of_batches_of_other_shapes():
+    coda = keras_coda.coda_wrap(bert_backbone())
+    coda.trainable = False
+    batches = make_batches(coda, bert_inputs(), 8)
+    observed = Observed(coda, batches, "tokens", False)
+    importance = TokenImportance(
+        observed, coda.conditional_blocks, [coda], np.random.default_rng(0)
+    )
+    shape = tuple(batches[0]["token_ids"].shape)
+    assert all(np.min(x) >= 0 for x in importance.of_batch(0, [shape] * 2))
+    # Other shapes, as of a last batch.
+    smaller = {name: x[:1] for name, x in batches[0].items()}
+    observed = Observed(coda, [smaller], "tokens", False)
+    importance.observed = observed
+    (first, _) = importance.of_batch(0, [(1, shape[1])] * 2)
+    assert first.shape == (1, shape[1])
