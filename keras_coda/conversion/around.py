@@ -5,16 +5,24 @@ import keras
 from keras_coda.conversion.trained_weights import backbone_of
 
 
+def is_functional(model):
+    """Whether a model is a graph of layers."""
+    try:
+        return bool(keras.tree.flatten((model.input, model.output)))
+    except (AttributeError, ValueError):
+        return False
+
+
 def with_backbone(model, backbone):
     """The same model around another backbone.
 
     Args:
-        model: a functional `keras.Model`, such as a KerasHub task, that calls
-            one backbone.
+        model: a functional `keras.Model`, or a KerasHub task, that calls one
+            backbone.
         backbone: with the inputs and outputs of that backbone.
 
     Returns:
-        A functional model that calls `backbone`. Its other layers are copies.
+        A functional model that calls `backbone`. Its other weights are copies.
     """
     replaced = backbone_of(model)
     # From the id of each layer to the one in its place.
@@ -22,13 +30,21 @@ def with_backbone(model, backbone):
 
     def replace(layer):
         if id(layer) not in layers:
-            layers[id(layer)] = type(layer).from_config(layer.get_config())
+            layers[id(layer)] = _copy(layer)
         return layers[id(layer)]
 
     # Keras would call the constructor of a KerasHub task.
     plain = keras.Model(model.input, model.output, name=model.name)
-    copy = keras.models.clone_model(plain, clone_function=replace)
+    clone = keras.models.clone_model(plain, clone_function=replace)
     for layer in plain.layers:
-        if layer is not replaced and id(layer) in layers:
-            layers[id(layer)].set_weights(layer.get_weights())
-    return copy
+        copy = layers.get(id(layer), layer)
+        if copy is not layer and copy is not backbone:
+            copy.set_weights(layer.get_weights())
+    return clone
+
+
+def _copy(layer):
+    # The graph may have operations that are no layers.
+    if not getattr(layer, "weights", ()):
+        return layer
+    return type(layer).from_config(layer.get_config())

@@ -1,6 +1,8 @@
 import keras_hub
 
 from keras_coda.conversion import registry
+from keras_coda.conversion.around import is_functional
+from keras_coda.conversion.around import with_backbone
 from keras_coda.conversion.coda_model import CodaModel
 from keras_coda.conversion.family import import_families
 from keras_coda.conversion.settings import Settings
@@ -29,18 +31,22 @@ def coda_wrap(model, settings):
     training leaves the outputs of `model` as they are.
 
     Args:
-        model: a `keras_hub.models.Backbone` of a supported family, or a task
-            with one, such as `keras_hub.models.BertTextClassifier`;
-            `keras_coda.supported_models()` lists them.
+        model: a `keras_hub.models.Backbone` of a supported family; a task with
+            one, such as `keras_hub.models.BertTextClassifier`; or a functional
+            `keras.Model` of your own that calls one.
+            `keras_coda.supported_models()` lists families and tasks.
         {settings}
 
     Returns:
         A `keras_coda.CodaBackbone` for a backbone. For a task, a task of the
         same class (a subclass of it) with the same preprocessor and a copy of
-        the head, compiled with the task's defaults.
+        the head, compiled with the task's defaults. For another model, a
+        functional one with a converted backbone and copies of its other
+        layers, not compiled; change its reduction factor with
+        `keras_coda.set_reduction_factor`.
 
     Raises:
-        TypeError: if `model` is no KerasHub model of a supported family.
+        TypeError: if `model` has no KerasHub backbone of a supported family.
         ValueError: if `model` was converted already, or if an argument is out
             of range.
 
@@ -80,6 +86,11 @@ def coda_wrap(model, settings):
         raise TypeError(_why_unsupported(model, backbone))
     if model is backbone:
         return coda_backbone_cls(backbone, **vars(settings))
+    if not isinstance(model, keras_hub.models.Task):
+        _validate_functional(model)
+        return with_backbone(
+            model, coda_backbone_cls(backbone, **vars(settings))
+        )
 
     coda_task_cls = registry.task_classes.get(type(model))
     if coda_task_cls is None:
@@ -104,12 +115,24 @@ def coda_wrap(model, settings):
     return coda_task
 
 
+def _validate_functional(model):
+    if not is_functional(model):
+        raise TypeError(
+            "`model` must be a functional model if it is neither a KerasHub "
+            "backbone nor a task. Convert its backbone, "
+            "`keras_coda.coda_wrap(model.backbone)`, and build the model with "
+            f"the result. Received: model={model!r} of type "
+            f"{type(model).__name__}"
+        )
+
+
 def _why_unsupported(model, backbone):
     received = f"Received: model={model!r} of type {type(model).__name__}"
     if not isinstance(backbone, keras_hub.models.Backbone):
         return (
-            "`model` must be a KerasHub backbone or task. For a Transformer "
-            "of your own, put `keras_coda.layers.ConditionalTransformerBlock` "
+            "`model` must be a KerasHub backbone or task, or a functional "
+            "model that calls one backbone. For a Transformer of your own, put "
+            "`keras_coda.layers.ConditionalTransformerBlock` "
             f"around its blocks. {received}"
         )
     name = type(backbone).__name__

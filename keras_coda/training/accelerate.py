@@ -7,7 +7,6 @@ from keras_coda.conversion.coda_wrap import coda_wrap
 from keras_coda.conversion.trained_weights import trained_weights
 from keras_coda.training.align import align
 from keras_coda.training.calibrate import Calibrator
-from keras_coda.training.calibrate import has_logits
 from keras_coda.training.inputs import Batches
 from keras_coda.validation import validate_non_negative_integer
 
@@ -21,6 +20,7 @@ def accelerate(
     batch_size=32,
     seed=0,
     verbose=1,
+    are_logits=None,
     **settings,
 ):
     """Makes a fine-tuned dense model fast, without labels.
@@ -32,8 +32,9 @@ def accelerate(
     inputs that were held back, it is undone.
 
     Args:
-        model: a fine-tuned KerasHub task, or a backbone. It is not changed, and
-            shares its frozen weights with what is returned.
+        model: a fine-tuned KerasHub task, a functional model of your own around
+            a backbone, or a backbone. It is not changed, and shares its frozen
+            weights with what is returned.
         x: inputs without labels, see `keras_coda.training.calibrate`: some
             hundred to calibrate, some thousand to train on.
         speedup: float > 1. How many times fewer multiply-adds the encoder is
@@ -46,6 +47,9 @@ def accelerate(
             to `0`.
         verbose: 0 or 1. Whether to show progress and print what was chosen.
             Defaults to `1`.
+        are_logits: optional bool. Whether `model` returns logits, whose
+            distribution is to be kept. Defaults to `True` for classifiers and
+            language models of KerasHub, else `False`.
         **settings: of `keras_coda.coda_wrap`. `shortcut_dim` defaults to `64`.
 
     Returns:
@@ -94,7 +98,12 @@ def accelerate(
     settings = {"shortcut_dim": 64, **settings}
     coda = coda_wrap(model, reduction_factor=1, **settings)
     calibrator = Calibrator(
-        coda, x, batch_size=batch_size, seed=seed, verbose=verbose
+        coda,
+        x,
+        are_logits=are_logits,
+        batch_size=batch_size,
+        seed=seed,
+        verbose=verbose,
     )
     calibration = calibrator.run(speedup)
     if epochs:
@@ -113,8 +122,8 @@ def accelerate(
                     warmup_steps=max(num_steps // 10, 1),
                 )
             ),
-            logits_weight=float(has_logits(coda)),
-            temperature=2.0 if has_logits(coda) else 1.0,
+            logits_weight=float(calibrator.are_logits),
+            temperature=2.0,
             epochs=epochs,
             verbose=verbose,
         )

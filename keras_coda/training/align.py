@@ -43,14 +43,16 @@ def align(
 
     The loss is the mean over encoder blocks of the squared error of the hidden
     states, relative to the mean square of the dense model's, over real tokens.
-    With `logits_weight` the divergence of a task's output distribution from
-    the dense task's is added. Adapters, routers and layer normalisations are
-    trained as in fine-tuning; dropout is off. The dense model shares its frozen
-    weights with `coda`, so it costs no further memory.
+    With `logits_weight` it is that of the last block but one, and the
+    divergence of the output distribution from the dense model's. Adapters,
+    routers and layer normalisations are trained as in fine-tuning; dropout is
+    off. The dense model shares its frozen weights with `coda`, so it costs no
+    further memory.
 
     Args:
-        coda: what `keras_coda.coda_wrap` made, a backbone or a task. Compiled
-            models stay so, with their optimizer as it was.
+        coda: what `keras_coda.coda_wrap` made, a backbone, a task or a model
+            around a backbone. Compiled models stay so, with their optimizer as
+            it was.
         dense: the model that `coda` was made from. It is not changed.
         x: inputs without labels: texts, or a tuple of two lists of texts for a
             task on pairs, where `coda` is a task with a preprocessor; or
@@ -61,7 +63,7 @@ def align(
         optimizer: a Keras optimizer. Defaults to `AdamW` with learning rate
             `1e-3`.
         logits_weight: float >= 0. Weight of the divergence of the outputs,
-            which have to be logits. Needs tasks. Defaults to `0.0`.
+            which have to be logits. Defaults to `0.0`.
         temperature: float > 0. What the logits are divided by. Defaults to
             `1.0`.
         **fit_arguments: of `keras.Model.fit`, such as `epochs`, `batch_size`
@@ -116,8 +118,8 @@ def _validate(coda, dense, logits_weight, temperature):
         )
     if logits_weight and backbone_of(coda) is coda:
         raise TypeError(
-            "`logits_weight` needs tasks, which have logits. Received: "
-            f"coda={coda!r}, dense={dense!r}"
+            "`logits_weight` needs a task, or a model around a backbone, that "
+            f"returns logits. Received: coda={coda!r}"
         )
 
 

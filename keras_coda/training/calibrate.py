@@ -51,35 +51,35 @@ def calibrate(
     seed=0,
     verbose=1,
 ):
-    """Makes a converted model fast without labels or gradients.
+    """Makes a converted model fast without labels or training.
 
     Some hundred inputs are enough. For what the model computes at
     `reduction_factor=1`, with its adapters as they are, to be kept at higher
     ones:
 
+    - Each block's router becomes the linear function of a token that best
+      predicts how much the outputs depend on routing it: the logarithm of its
+      Fisher information, which one gradient gives for all tokens and blocks.
+      With `attention="k_to_k"` routing a token matters to others too, so every
+      input is computed `num_passes` times with tokens routed at random, the
+      same by all blocks, and the logarithm of the error is regressed on the
+      tokens that were routed. The scores have a standard deviation of 0.25.
+    - Each block's shortcut, where there is one (`shortcut_dim`), becomes the
+      linear map of its rank that best predicts what a token lacks that is not
+      routed (reduced-rank ridge regression); where all tokens are read, on the
+      states that the routed blocks before make.
     - With `speedup`, a reduction factor is chosen for each block. The error of
       what is read of the model is measured, on inputs held back from the fits
       (64, or a quarter), for factors that are fast enough: dense first or last
       blocks, left-out blocks, and what a search among them finds.
-    - Each block's shortcut, where there is one (`shortcut_dim`), becomes the
-      linear map of its rank that best predicts what a token lacks that is not
-      routed (reduced-rank ridge regression).
-    - Each block's router becomes a linear function of a token. If all tokens
-      are read, it is the one that best predicts how much the shortcut misses.
-      If only some are, it is the one that best predicts how much routing a
-      token helps them: every input is computed `num_passes` times with tokens
-      routed at random, the same tokens by all blocks with
-      `attention="k_to_k"`, and the logarithm of the error is regressed on the
-      tokens that were routed. The scores have a standard deviation of 0.25.
 
     Fine-tune densely first, then calibrate: a fit to the pretrained model does
     not fit the fine-tuned one.
 
     Args:
-        coda: what `keras_coda.coda_wrap` made, a backbone or a task. Its
-            reduction factors (with `speedup`), shortcuts and the routers of
-            blocks with a reduction factor above 1 are set, nothing else is
-            changed.
+        coda: what `keras_coda.coda_wrap` made, a backbone or a task, or a model
+            around such a backbone. Its reduction factors (with `speedup`),
+            shortcuts and routers are set, nothing else is changed.
         x: texts, or a tuple of two lists of texts for a task on pairs, where
             the task has a preprocessor. Or inputs of the backbone: arrays, or
             an iterable of batches such as a `tf.data.Dataset`.
@@ -89,9 +89,9 @@ def calibrate(
             has.
         observed: what is read of the model. `"pinned"`, the tokens that are
             always routed; `"tokens"`, all real ones; or a function of the
-            inputs that runs `coda`, such as a functional model around it, and
-            returns what is read. Defaults to the outputs of a task; to the
-            pinned tokens of a backbone, or all if it pins none.
+            inputs that runs `coda`, such as a model around it, and returns
+            what is read. Defaults to the outputs of `coda`; to the pinned
+            tokens of a backbone, or all if it pins none.
         are_logits: optional bool. Whether what is read are logits: the error is
             then the divergence of the distributions over the last axis, and
             else the squared error relative to the variance. Defaults to `True`
@@ -100,8 +100,9 @@ def calibrate(
         ridge: float >= 0. Penalty on the shortcuts' squared coefficients, in
             units of the mean variance of what they multiply. Defaults to
             `1e-3`.
-        num_passes: int >= 2. Random routings of each input. Defaults to `8`.
-        seed: int. Of the random routings. Defaults to `0`.
+        num_passes: int >= 2. Random routings of each input, with
+            `attention="k_to_k"`. Defaults to `8`.
+        seed: int. Of what is drawn at random. Defaults to `0`.
         verbose: 0 or 1. Whether to show progress. Defaults to `1`.
 
     Returns:
@@ -110,7 +111,8 @@ def calibrate(
         others than those fitted; and `blocks`, a dict from the name of each
         block to what was fitted: `"shortcut"`, the share of what tokens lack
         that is explained, and `"router"`, the correlation with the logarithm
-        of the error. A router whose choice makes no difference is not fitted.
+        of the information, or of the error. A router whose choice makes no
+        difference is not fitted.
         It prints as a table.
 
     Raises:
@@ -137,6 +139,10 @@ def calibrate(
     True
     >>> calibration.speedup >= 1.2
     True
+
+    Reference:
+        Fisher information as the cost of leaving something out:
+        [Theis et al., 2018](https://arxiv.org/abs/1801.05787).
     """
     calibrator = Calibrator(
         coda,
@@ -280,13 +286,15 @@ class Calibrator:
         return self.backbone.attention == "k_to_k"
 
     def _fit_routers(self):
-        observed = self._observe(self.inputs)
         if self._routers_depend_on_factors:
             return routing_regression.fit_routers(
-                self.backbone, observed, self.num_passes, self.rng
+                self.backbone,
+                self._observe(self.inputs),
+                self.num_passes,
+                self.rng,
             )
         return token_importance.fit_routers(
-            self.backbone, observed, self.models, self.rng
+            self.backbone, self.inputs, self._observe, self.models, self.rng
         )
 
 

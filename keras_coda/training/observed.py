@@ -25,6 +25,12 @@ class Observed:
         are_logits: bool. Whether that function returns logits, whose error is
             the divergence of the distributions that they stand for, and not
             the relative squared error.
+
+    Attributes:
+        targets, weights: list with, for each batch, a list with an array for
+            each stack: what is read of the dense model, and 1 where it is.
+        scope: the `RoutingScope` in which the dense model ran on the last
+            batch.
     """
 
     def __init__(self, backbone, inputs, read, are_logits):
@@ -34,13 +40,12 @@ class Observed:
         blocks = backbone.conditional_blocks
         self.stacks = [blocks] if callable(read) else stacks(backbone)
         self.function = read if callable(read) else encoder_of(backbone)
-        # For each batch a list with an array for each stack.
         self.targets, self.weights = [], []
         for batch in inputs:
-            with dense(blocks), RoutingScope() as scope:
+            with dense(blocks), RoutingScope() as self.scope:
                 outputs = self.run(batch)
-            self.targets.append(self._states(outputs, scope))
-            self.weights.append(self._weights(batch, scope))
+            self.targets.append(self._states(outputs, self.scope))
+            self.weights.append(self._weights(batch, self.scope))
         self.scales = [self._scale(index) for index in range(len(self.stacks))]
 
     @property

@@ -11,8 +11,6 @@ from keras_coda.training.least_squares import Moments
 from keras_coda.training.least_squares import explained_variance
 from keras_coda.training.least_squares import ridge_regression
 from keras_coda.training.observation import choosable
-from keras_coda.training.observation import dense
-from keras_coda.training.observation import encoder_of
 from keras_coda.training.observation import to_numpy
 from keras_coda.training.observed import log_softmax
 
@@ -33,48 +31,45 @@ class TokenImportance:
     variance 1. One gradient gives it for all blocks and tokens.
 
     Args:
-        observed: the `Observed` of what is read, with the inputs to look at.
         blocks: list of conditional blocks.
-        models: list of the models that `observed.function` runs, with nothing
-            to train.
+        models: list of the models that run them, with nothing to train.
         rng: a NumPy generator, for the y.
     """
 
-    def __init__(self, observed, blocks, models, rng):
-        self.observed, self.blocks, self.models = observed, blocks, models
-        self.rng = rng
+    def __init__(self, blocks, models, rng):
+        self.blocks, self.models, self.rng = blocks, models, rng
         self.slopes = None
 
-    def of_batch(self, index, shapes):
-        """Importances in a batch, each estimated from one y.
+    def __call__(self, observed):
+        """Importances, each estimated from one y.
 
         Args:
-            index: int. Of the batch.
-            shapes: list with `(batch_size, n)` for each block.
+            observed: the `Observed` of what is read, of one batch.
 
         Returns:
-            A list with an array of that shape for each block.
+            A list with an array `(batch_size, n)` for each block.
         """
+        records = [observed.scope.record(block) for block in self.blocks]
+        shapes = [tuple(record.hidden.shape[:2]) for record in records]
         if self.slopes is None or self.slopes.shapes != shapes:
-            self.slopes = _Slopes(
-                self.observed, self.blocks, self.models, shapes
-            )
-        slopes = self.slopes.of(self.observed.inputs[index], self._draw(index))
-        return [slope**2 for slope in slopes]
+            self.slopes = _Slopes(observed, self.blocks, self.models, shapes)
+        (batch,) = observed.inputs
+        return [x**2 for x in self.slopes.of(batch, self.draw(observed))]
 
-    def _draw(self, index):
+    def draw(self, observed):
         """The slope of log p(y) over the outputs, for drawn y."""
-        observed, slopes = self.observed, []
+        slopes = []
         for target, weights, scale in zip(
-            observed.targets[index], observed.weights[index], observed.scales
+            observed.targets[0], observed.weights[0], observed.scales
         ):
             if observed.are_logits:
                 logits = target / TEMPERATURE
                 # The largest of these is drawn with probability p.
                 noise = self.rng.gumbel(size=logits.shape)
-                drawn = np.argmax(logits + noise, axis=-1)
-                probabilities = np.exp(log_softmax(logits))
-                slope = np.eye(logits.shape[-1])[drawn] - probabilities
+                drawn = np.argmax(logits + noise, axis=-1)[..., None]
+                slope = -np.exp(log_softmax(logits))
+                reached = np.take_along_axis(slope, drawn, axis=-1) + 1.0
+                np.put_along_axis(slope, drawn, reached, axis=-1)
             else:
                 slope = self.rng.normal(size=target.shape) / scale**0.5
             slopes.append((slope * weights[..., None]).astype("float32"))
@@ -136,7 +131,7 @@ class _Slopes(keras.Model):
         return [-ops.convert_to_numpy(moves) for moves in self.moves]
 
 
-def fit_routers(backbone, observed, models, rng):
+def fit_routers(backbone, inputs, observe, models, rng):
     """Fits routers to the importance of tokens.
 
     A router predicts the logarithm of a token's importance, relative to the
@@ -144,9 +139,10 @@ def fit_routers(backbone, observed, models, rng):
 
     Args:
         backbone: a converted backbone.
-        observed: the `Observed` error of what is read, of the inputs to fit.
-        models: list of the models that `observed.function` runs, with nothing
-            to train.
+        inputs: list of batches, as tensors.
+        observe: function of such a list that returns the `Observed` of what is
+            read.
+        models: list of the models that run the backbone, with nothing to train.
         rng: a NumPy generator.
 
     Returns:
@@ -160,17 +156,12 @@ def fit_routers(backbone, observed, models, rng):
     ]
     if not blocks:
         return {}
-    importance = TokenImportance(observed, blocks, models, rng)
+    importance = TokenImportance(blocks, models, rng)
     moments = [Moments() for _ in blocks]
-    encoder = encoder_of(backbone)
-    for index, batch in enumerate(observed.inputs):
-        with dense(blocks), RoutingScope() as scope:
-            encoder(batch, training=False)
-        records = [scope.record(block) for block in blocks]
-        shapes = [tuple(record.hidden.shape[:2]) for record in records]
-        for own, block, record, values in zip(
-            moments, blocks, records, importance.of_batch(index, shapes)
-        ):
+    for batch in inputs:
+        observed = observe([batch])
+        for own, block, values in zip(moments, blocks, importance(observed)):
+            record = observed.scope.record(block)
             chosen = choosable(block, record)
             if not np.any(values[chosen]):
                 continue

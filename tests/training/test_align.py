@@ -134,5 +134,5 @@ def test_bad_arguments():
         align(coda, dense, bert_inputs(), target="sparse")
     with pytest.raises(ValueError, match="logits_weight=-1"):
         align(coda, dense, bert_inputs(), logits_weight=-1)
-    with pytest.raises(TypeError, match="needs tasks"):
+    with pytest.raises(TypeError, match="needs a task"):
         align(coda, dense, bert_inputs(), logits_weight=1.0)

@@ -28,13 +28,11 @@ def test_slopes_are_those_of_finite_differences(what):
     batches = make_batches(coda, bert_inputs(), 8)
     observed = Observed(coda, batches, READ[what](coda), what == "logits")
     blocks = coda.conditional_blocks
-    importance = TokenImportance(
-        observed, blocks, [coda], np.random.default_rng(0)
-    )
+    importance = TokenImportance(blocks, [coda], np.random.default_rng(0))
     shape = tuple(batches[0]["token_ids"].shape)
-    first, second = importance.of_batch(0, [shape] * 2)
+    first, second = importance(observed)
     assert first.shape == second.shape == shape
-    (drawn,) = importance._draw(0)
+    (drawn,) = importance.draw(observed)
     slopes = importance.slopes.of(batches[0], [drawn])
 
     def likelihood(moved, row, token):
@@ -68,19 +66,16 @@ def test_slopes_are_those_of_finite_differences(what):
     assert bool(second[:, 1:].any()) == (what == "tokens")
 
 
-def test_importance_of_batches_of_other_shapes():
+def test_batches_of_other_shapes():
     coda = keras_coda.coda_wrap(bert_backbone())
     coda.trainable = False
-    batches = make_batches(coda, bert_inputs(), 8)
-    observed = Observed(coda, batches, "tokens", False)
     importance = TokenImportance(
-        observed, coda.conditional_blocks, [coda], np.random.default_rng(0)
+        coda.conditional_blocks, [coda], np.random.default_rng(0)
     )
-    shape = tuple(batches[0]["token_ids"].shape)
-    assert all(np.min(x) >= 0 for x in importance.of_batch(0, [shape] * 2))
-    # Other shapes, as of a last batch.
-    smaller = {name: x[:1] for name, x in batches[0].items()}
-    observed = Observed(coda, [smaller], "tokens", False)
-    importance.observed = observed
-    (first, _) = importance.of_batch(0, [(1, shape[1])] * 2)
-    assert first.shape == (1, shape[1])
+    # As a last batch.
+    for size in (2, 1):
+        inputs = {name: values[:size] for name, values in bert_inputs().items()}
+        batches = make_batches(coda, inputs, 8)
+        first, second = importance(Observed(coda, batches, "tokens", False))
+        assert first.shape == second.shape == inputs["token_ids"].shape
+        assert first.min() >= 0 and first.max() > 0
