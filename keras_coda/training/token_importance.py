@@ -126,7 +126,7 @@ class _Slopes(keras.Model):
 
     def of(self, batch, slopes):
         for moves in self.moves:
-            moves.assign(ops.zeros_like(moves))
+            moves.assign(np.zeros(moves.shape, "float32"))
         self.train_on_batch((batch, slopes))
         return [-ops.convert_to_numpy(moves) for moves in self.moves]
 
