@@ -32,6 +32,7 @@ from typing import NamedTuple
 
 import budget_tasks
 import keras
+import keras_hub
 import numpy as np
 import quality
 import quality_tasks
@@ -206,7 +207,8 @@ class Runner:
 
         if name == "lora":
             return model, timed(train)
-        return model, keep(self.path(name, learning_rate, seed), model, train)
+        path = self.path(name, learning_rate, seed)
+        return model, keep(path, kept_weights(model, name), train)
 
     def path(self, *parts):
         name = "-".join(map(str, (self.task.name, *parts)))
@@ -232,7 +234,7 @@ class Runner:
             path = self.path("dense", rate, seed)
             if not path.exists():
                 self.fine_tuned("dense", seed, rate)
-            load(model, path)
+            load(trained_weights(model), path)
             fitted = keras_coda.training.calibrate(
                 model,
                 self.task.unlabelled,
@@ -247,7 +249,7 @@ class Runner:
             }
 
         path = self.path("coda", experiment.speedup, seed)
-        notes = keep(path, model, calibrate)
+        notes = keep(path, trained_weights(model), calibrate)
         keras_coda.set_reduction_factor(model, notes["reduction_factor"])
         return model, notes
 
@@ -266,7 +268,26 @@ def build(task, name, head=None):
         model.backbone.enable_lora(8)
         return model
     settings = {"shortcut_dim": 64} if name in ROUTED else {}
-    return task.convert(model, reduction_factor=1, **settings)
+    converted = task.convert(model, reduction_factor=1, **settings)
+    for layer in poolers(converted, name):
+        layer.trainable = True
+    return converted
+
+
+def poolers(model, name):
+    """What is trained besides: the first layers need a pooler of their own."""
+    is_pooled = isinstance(model, keras_hub.models.Task)
+    has_all = ROWS[name].num_layers is None
+    return [model.backbone.pooled_dense] if is_pooled and not has_all else []
+
+
+def kept_weights(model, name):
+    """What is trained, by name."""
+    return trained_weights(model) | {
+        f"pooler/{weight.name}": weight
+        for layer in poolers(model, name)
+        for weight in layer.weights
+    }
 
 
 def second_stage(model, task, arguments):
@@ -313,29 +334,29 @@ def timed(function):
     return {**function(), "seconds": time.monotonic() - start}
 
 
-def keep(path, model, train):
-    """Trains a model, or gives it the weights it had when that was done.
+def keep(path, weights, train):
+    """Trains weights, or gives them the values they had when that was done.
 
     Returns:
         The notes that `train` returned then.
     """
     if not path.exists():
         notes = timed(train)
-        weights = {
+        values = {
             name: keras.ops.convert_to_numpy(weight)
-            for name, weight in trained_weights(model).items()
+            for name, weight in weights.items()
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}.npz")
-        np.savez(unfinished, notes=json.dumps(notes), **weights)
+        np.savez(unfinished, notes=json.dumps(notes), **values)
         unfinished.replace(path)
-    return load(model, path)
+    return load(weights, path)
 
 
-def load(model, path):
-    """Gives a model the weights that are kept; returns the notes."""
+def load(weights, path):
+    """Gives weights the values that are kept; returns the notes."""
     with np.load(path) as file:
-        for name, weight in trained_weights(model).items():
+        for name, weight in weights.items():
             if name in file:
                 weight.assign(file[name])
         return json.loads(str(file["notes"]))

@@ -2,12 +2,18 @@
 
 import keras
 import numpy as np
+import pytest
 
 BACKEND = keras.backend.backend()
 
 # What `jit_compile` of `keras.Model.compile` can be tried with. Compiling by
 # torch.compile takes minutes on a cold machine.
 JIT_COMPILE = [False] if BACKEND == "torch" else [True, False]
+
+# What runs eagerly is compiled operation by operation, for each shape anew.
+slow_on_jax = pytest.mark.skipif(
+    BACKEND == "jax", reason="compiles for minutes; others run here"
+)
 
 
 def to_numpy(tensor):

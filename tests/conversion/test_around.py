@@ -7,6 +7,7 @@ import pytest
 
 import keras_coda
 from keras_coda.conversion.trained_weights import backbone_of
+from tests.backend_helpers import slow_on_jax
 from tests.conversion.models import bert_backbone
 from tests.conversion.models import bert_inputs
 from tests.conversion.models import predict
@@ -49,9 +50,7 @@ def test_training_leaves_the_dense_model_as_it_is(tmp_path):
     )
 
 
-@pytest.mark.skipif(
-    keras.config.backend() == "jax", reason="compiles for minutes"
-)
+@slow_on_jax
 def test_accelerate():
     tagger = make_tagger(bert_backbone(num_layers=3))
     inputs = {

@@ -7,6 +7,7 @@ from keras import ops
 
 import keras_coda
 from keras_coda.training.routing_regression import RoutingRegression
+from tests.backend_helpers import slow_on_jax
 from tests.conversion.models import HIDDEN_DIM
 from tests.conversion.models import bert_backbone
 from tests.conversion.models import bert_inputs
@@ -39,7 +40,10 @@ def many(inputs, times=20):
     return keras.tree.map_structure(extend, inputs)
 
 
-@pytest.mark.parametrize("family", sorted(MODELS))
+@pytest.mark.parametrize(
+    "family",
+    ["bert", *(pytest.param(x, marks=slow_on_jax) for x in ("t5", "vit"))],
+)
 def test_hidden_states_start_closer(family):
     make_backbone, make_inputs = MODELS[family]
     dense, inputs = make_backbone(), many(make_inputs())
@@ -106,6 +110,7 @@ def test_shortcuts_are_those_of_least_squares():
     assert shares["shortcut"] == pytest.approx(1 - left, abs=1e-4)
 
 
+@slow_on_jax
 def test_rank_limits_the_shortcut():
     dense, inputs = bert_backbone(), many(bert_inputs())
     shares = []
@@ -117,6 +122,7 @@ def test_rank_limits_the_shortcut():
         assert block[0] < block[1] < block[2] == pytest.approx(block[3])
 
 
+@slow_on_jax
 def test_routers_find_the_tokens_that_matter():
     dense = bert_backbone(num_layers=2)
     inputs = many(bert_inputs(), times=60)
@@ -227,6 +233,7 @@ def test_changes_routers_and_shortcuts_alone():
         ), weight.path
 
 
+@slow_on_jax
 def test_batches_of_an_iterable():
     inputs = many(bert_inputs())
     dense = bert_backbone()
@@ -265,7 +272,9 @@ def vit_of_idle_blocks(*idle):
     return dense
 
 
-@pytest.mark.parametrize("observed", [None, "tokens"])
+@pytest.mark.parametrize(
+    "observed", [None, pytest.param("tokens", marks=slow_on_jax)]
+)
 def test_a_speedup_leaves_out_the_blocks_that_do_nothing(observed):
     dense = vit_of_idle_blocks(1, 3)
     coda = keras_coda.coda_wrap(dense, adapter_dim=1, shortcut_dim=1)
@@ -284,9 +293,7 @@ def test_a_speedup_leaves_out_the_blocks_that_do_nothing(observed):
     assert "speedup of the encoder by arithmetic: 1." in str(calibration)
 
 
-@pytest.mark.skipif(
-    keras.config.backend() == "jax", reason="compiles for minutes"
-)
+@slow_on_jax
 def test_what_is_read_decides():
     # A model around the backbone, and a task, whose one token is pooled.
     coda = keras_coda.coda_wrap(
@@ -304,6 +311,7 @@ def test_what_is_read_decides():
     assert factors[0][-1] > factors[1][-1]
 
 
+@slow_on_jax
 def test_a_speedup_out_of_reach():
     coda = keras_coda.coda_wrap(bert_backbone(), reduction_factor=2)
     for speedup in (1e6, 0.5):
