@@ -60,5 +60,11 @@ def test_usage_example(monkeypatch, tmp_path, capsys):
     tags = np.zeros((16, 8), "int32")
     exec(
         reading_all,
-        {**variables, "keras": keras, "tokens": tokens, "tag_ids": tags},
+        {
+            **variables,
+            "keras": keras,
+            "backbone": dense.backbone,
+            "tokens": tokens,
+            "tag_ids": tags,
+        },
     )

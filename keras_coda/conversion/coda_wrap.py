@@ -131,8 +131,9 @@ def _why_unsupported(model, backbone):
     if not isinstance(backbone, keras_hub.models.Backbone):
         return (
             "`model` must be a KerasHub backbone or task, or a functional "
-            "model that calls one backbone. For a Transformer of your own, put "
-            "`keras_coda.layers.ConditionalTransformerBlock` "
+            "model that calls one backbone (`backbone(backbone.input)`; from "
+            "`backbone.output` on it is not in the model). For a Transformer "
+            "of your own, put `keras_coda.layers.ConditionalTransformerBlock` "
             f"around its blocks. {received}"
         )
     name = type(backbone).__name__
