@@ -27,7 +27,7 @@ PUBLIC = public_objects(keras_coda, "keras_coda")
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_example(name):
+def test_example(name, own_registry):
     public = PUBLIC[name]
     test = doctest.DocTestParser().get_doctest(
         inspect.getdoc(public),

@@ -91,13 +91,6 @@ def test_backbones_that_cannot_be_routed():
         keras_coda.coda_wrap(backbone)
 
 
-@pytest.fixture
-def own_registry(monkeypatch):
-    """What a test registers is forgotten after it."""
-    for name in ("backbone_classes", "task_classes", "missing_families"):
-        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
-
-
 def test_task_of_an_own_class(own_registry, tmp_path):
     class OwnTask(keras_hub.models.BertTextClassifier):
         pass
