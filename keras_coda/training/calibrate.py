@@ -225,8 +225,15 @@ class Calibrator:
         bar = rich.progress.Progress(
             disable=not self.verbose, transient=True, redirect_stdout=False
         )
-        with without_gradients(*self.models), bar:
-            return self._run(speedup, bar)
+        blocks = self.backbone.conditional_blocks
+        before = [block.reduction_factor for block in blocks]
+        try:
+            with without_gradients(*self.models), bar:
+                return self._run(speedup, bar)
+        except BaseException:
+            # Not the factors of a search that was interrupted.
+            self._set_factors(before)
+            raise
 
     def error(self):
         """The error of what is read, of the model as it is."""
@@ -289,7 +296,8 @@ class Calibrator:
         if self._routers_depend_on_factors:
             return routing_regression.fit_routers(
                 self.backbone,
-                self._observe(self.inputs),
+                self.inputs,
+                self._observe,
                 self.num_passes,
                 self.rng,
             )

@@ -7,8 +7,6 @@ from keras_coda.layers.routed import BlockRouting
 from keras_coda.layers.routed import Rows
 from keras_coda.layers.routing_scope import RoutingScope
 from keras_coda.training.observation import choosable
-from keras_coda.training.observation import dense
-from keras_coda.training.observation import encoder_of
 from keras_coda.training.observation import to_numpy
 from keras_coda.training.token_importance import DEVIATION
 
@@ -65,15 +63,17 @@ class RoutingRegression:
         return float(-coefficients @ self.products / size)
 
 
-def fit_routers(backbone, observed, num_passes, rng):
-    """Fits routers to random routings and their errors.
+def fit_routers(backbone, inputs, observe, num_passes, rng):
+    """Fits routers to random routings and their errors, for `"k_to_k"`.
 
-    With `attention="k_to_k"` all blocks route the same tokens: a token that the
-    blocks before left out would have nothing to tell the others.
+    All blocks route the same tokens: one that the blocks before left out would
+    have nothing to tell the others.
 
     Args:
         backbone: a converted backbone, with the reduction factors to fit for.
-        observed: the `Observed` error of what is read, of the inputs to fit.
+        inputs: list of batches, as tensors.
+        observe: function of such a list that returns the `Observed` of what is
+            read.
         num_passes: int. Random routings of each batch.
         rng: a NumPy generator.
 
@@ -92,23 +92,19 @@ def fit_routers(backbone, observed, num_passes, rng):
         id(block): RoutingRegression(block.router.kernel.shape[0])
         for block in blocks
     }
-    encoder = encoder_of(backbone)
-    for index, batch in enumerate(observed.inputs):
-        with dense(blocks), RoutingScope() as target:
-            encoder(batch, training=False)
+    for batch in inputs:
+        observed = observe([batch])
         routed, errors = [], []
         for _ in range(num_passes):
-            choice = _RandomChoice(
-                regressions, rng, same=backbone.attention == "k_to_k"
-            )
+            choice = _RandomChoice(regressions, rng.integers(2**32))
             with RoutingScope(choice) as scope:
-                outputs = observed.function(batch)
+                outputs = observed.run(batch)
             routed.append(choice.routed)
-            errors.append(observed.errors(index, outputs, scope))
+            errors.append(observed.errors(0, outputs, scope))
         # For each stack (num_passes, batch_size); frames are more than videos.
         errors = [np.log(np.stack(own) + 1e-6) for own in zip(*errors)]
         for block in blocks:
-            record = target.record(block)
+            record = observed.scope.record(block)
             chosen = choosable(block, record)
             regressions[id(block)].add(
                 to_numpy(record.hidden),
@@ -128,15 +124,12 @@ class _RandomChoice:
     """Routes at random in a `RoutingScope`, and keeps what it routed.
 
     Args:
-        block_ids: the ids of the blocks to choose for.
-        rng: a NumPy generator.
-        same: bool. Whether all blocks route the same tokens.
+        block_ids: the ids of the blocks to choose for, the same tokens for all.
+        seed: int.
     """
 
-    def __init__(self, block_ids, rng, same):
-        self.block_ids = block_ids
-        self.rng = rng
-        self.seed = rng.integers(2**32) if same else None
+    def __init__(self, block_ids, seed):
+        self.block_ids, self.seed = block_ids, seed
         # From the id of each block to a bool array (batch_size, n).
         self.routed = {}
 
@@ -149,10 +142,7 @@ class _RandomChoice:
         if num_routed == length:
             self.routed[id(block)] = np.ones((batch_size, length), bool)
             return None
-        rng = self.rng
-        if self.seed is not None:
-            rng = np.random.default_rng(self.seed)
-        scores = rng.random((batch_size, length))
+        scores = np.random.default_rng(self.seed).random((batch_size, length))
         real = np.ones((batch_size, length), bool)
         if padding_mask is not None:
             real = to_numpy(padding_mask).astype(bool)

@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 import keras_coda
+from keras_coda.training.budget import Search
 from keras_coda.training.routing_regression import RoutingRegression
 from tests.backend_helpers import slow_on_jax
 from tests.conversion.models import HIDDEN_DIM
@@ -318,6 +319,20 @@ def test_a_speedup_out_of_reach():
         with pytest.raises(ValueError, match="all blocks left out.* times"):
             calibrate(coda, many(bert_inputs()), speedup=speedup)
         assert coda.reduction_factor == 2
+
+
+def test_an_interrupted_search_leaves_the_factors(monkeypatch):
+    coda = keras_coda.coda_wrap(
+        bert_backbone(), reduction_factor=[2, 3], adapter_dim=1
+    )
+
+    def interrupt(self, progress):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Search, "run", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(coda, many(bert_inputs()), speedup=1.2)
+    assert coda.reduction_factor == [2, 3]
 
 
 def test_trainable_weights_stay_trainable():
