@@ -162,14 +162,18 @@ def parse_arguments():
         default=timing.RESULTS,
     )
     add("--quick", action="store_true", help="a minute, and no meaning")
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.tasks, arguments.rows = "pairs", "dense,coda,distill,elastic"
-        arguments.reduction_factors, arguments.seeds = "4", "0"
-        arguments.train_size = arguments.test_size = 32
-        arguments.epochs = 1
-        arguments.sequence_length = 16
-    return arguments
+    if parser.parse_args().quick:
+        parser.set_defaults(
+            tasks="pairs",
+            rows="dense,coda,distill,elastic",
+            reduction_factors="4",
+            seeds="0",
+            train_size=32,
+            test_size=32,
+            epochs=1,
+            sequence_length=16,
+        )
+    return parser.parse_args()
 
 
 # === Training ===

@@ -1,5 +1,6 @@
 """The quality benchmark runs, and goes on where it stopped."""
 
+import importlib
 import importlib.util
 import json
 import pathlib
@@ -13,11 +14,12 @@ BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
 
 
 def run_quality(*arguments):
-    return subprocess.run(
+    process = subprocess.run(
         [sys.executable, str(BENCHMARKS / "quality.py"), *map(str, arguments)],
         capture_output=True,
         text=True,
     )
+    assert process.returncode == 0, process.stderr
 
 
 @pytest.mark.skipif(
@@ -29,13 +31,20 @@ def run_quality(*arguments):
     keras.config.backend() != "torch",
     reason="the same on every backend, and PyTorch compiles nothing",
 )
-def test_quick_run_and_its_continuation(tmp_path):
+def test_quick_run_and_its_continuation(tmp_path, monkeypatch):
     arguments = ("--quick", "--output", tmp_path)
-    process = run_quality(*arguments)
-    assert process.returncode == 0, process.stderr
+    run_quality(*arguments, "--rows", "coda")
     path = tmp_path / "quality.json"
+    first = json.loads(path.read_text())["runs"]
+    assert list(first) == ["pairs/coda/4.0/0"]
+
+    # What another run has finished is not run again.
+    first["pairs/coda/4.0/0"]["seconds"] = -1.0
+    path.write_text(json.dumps({**json.loads(path.read_text()), "runs": first}))
+    run_quality(*arguments)
     content = json.loads(path.read_text())
-    runs = dict(content["runs"])
+    runs = content["runs"]
+    assert runs["pairs/coda/4.0/0"] == first["pairs/coda/4.0/0"]
     # An elastic model is one run at four reduction factors.
     assert len(runs) == 3 + 4
     assert all(0 <= run["accuracy"] <= 1 for run in runs.values())
@@ -46,15 +55,7 @@ def test_quick_run_and_its_continuation(tmp_path):
     assert len(table.splitlines()) == 2 + len(runs)
     assert (tmp_path / "quality.png").stat().st_size > 0
 
-    # A killed benchmark lacks some of them, and runs those alone.
-    del content["runs"]["pairs/coda/4.0/0"]
-    path.write_text(json.dumps(content))
-    process = run_quality(*arguments)
-    assert process.returncode == 0, process.stderr
-    continued = json.loads(path.read_text())["runs"]
-    assert set(continued) == set(runs)
-    assert all(continued[key] == run for key, run in content["runs"].items())
-
-    process = run_quality("--output", tmp_path)
-    assert process.returncode != 0
-    assert "Name another --output" in process.stderr
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    quality = importlib.import_module("quality")
+    with pytest.raises(SystemExit, match="Name another --output"):
+        quality.Results(path, {**content["setup"], "epochs": 3})
