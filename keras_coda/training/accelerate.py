@@ -15,8 +15,8 @@ def accelerate(
     model,
     x,
     speedup=2.5,
-    epochs=1,
-    learning_rate=3e-4,
+    epochs=2,
+    learning_rate=1e-3,
     batch_size=32,
     seed=0,
     verbose=1,
@@ -39,9 +39,9 @@ def accelerate(
             hundred to calibrate, some thousand to train on.
         speedup: float > 1. How many times fewer multiply-adds the encoder is
             to take. Defaults to `2.5`.
-        epochs: int >= 0. Of training. Defaults to `1`.
-        learning_rate: float. Of training, by AdamW with a cosine decay.
-            Defaults to `3e-4`.
+        epochs: int >= 0. Of training. Defaults to `2`.
+        learning_rate: float. Of training, by AdamW with a cosine decay. A high
+            one does harm. Defaults to `1e-3`.
         batch_size: int. For arrays and texts. Defaults to `32`.
         seed: int. Of the random routings that routers are fitted to. Defaults
             to `0`.
