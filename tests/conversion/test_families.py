@@ -221,7 +221,7 @@ def test_calibrate_and_align(tiny):
     dense, inputs = tiny.make(), tiny.inputs()
     coda = keras_coda.coda_wrap(dense, reduction_factor=2, shortcut_dim=4)
     fitted = keras_coda.training.calibrate(
-        coda, inputs, num_passes=2, verbose=0
+        coda, inputs, observed="tokens", verbose=0
     ).blocks
     assert list(fitted) == list(coda.named_blocks)
     for values in fitted.values():
