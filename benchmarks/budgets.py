@@ -6,8 +6,9 @@
 Fine-tunes all-MiniLM-L6-v2 on the text tasks of budget_tasks.py. CoDA is
 fine-tuned as dense adapters, which are the row `dense` of the same seed, and is
 then calibrated for each of `--speedups`. What it is compared with is fine-tuned
-for its speed from the start: dense adapters on shortened inputs, or on the first
-layers alone with their pooler. All start from a head trained on the frozen features.
+for its speed from the start: dense adapters on shortened inputs, or on the
+first layers alone with their pooler. All start from a head trained on the
+frozen features.
 
 Tasks, sizes and settings were chosen before there were any results. What is
 chosen by results, the learning rate of the first layers, is chosen on the
