@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import keras_coda
+from tests.backend_helpers import slow_on_jax
 from tests.conversion.models import bert_backbone
 from tests.conversion.models import predict
 
@@ -29,6 +30,7 @@ def texts(size=32):
     return [" ".join(rng.choice(WORDS, size=8)) for _ in range(size)]
 
 
+@slow_on_jax
 def test_from_texts_to_a_fast_task(capsys):
     dense = classifier()
     before = predict(dense, texts(8))
