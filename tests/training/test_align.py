@@ -116,7 +116,8 @@ def test_the_fine_tuned_model_itself_as_target(settings):
             verbose=0,
         ).history
 
-    assert aligned(1, 0.0)["loss"][0] < 1e-10
+    # XLA may compile the two in different ways.
+    assert aligned(1, 0.0)["loss"][0] < 1e-6
     coda.reduction_factor = 3
     history = aligned(20, 1e-2)
     assert history["loss"][-1] < 0.5 * history["loss"][0]
