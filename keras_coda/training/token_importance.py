@@ -94,9 +94,8 @@ class _Slopes(keras.Model):
             )
             for i, shape in enumerate(shapes)
         ]
-        self.compile(
-            keras.optimizers.SGD(1.0), auto_scale_loss=False, run_eagerly=False
-        )
+        # A scaled loss would have scaled slopes.
+        self.compile(keras.optimizers.SGD(1.0), auto_scale_loss=False)
 
     def call(self, inputs):
         batch, slopes = inputs
@@ -125,6 +124,7 @@ class _Slopes(keras.Model):
         return y_pred
 
     def of(self, batch, slopes):
+        """For a batch, and slopes of log p(y) over what is read of it."""
         for moves in self.moves:
             moves.assign(np.zeros(moves.shape, "float32"))
         self.train_on_batch((batch, slopes))
