@@ -25,7 +25,7 @@ from tests.conversion.models import randomize
 from tests.conversion.tiny import tiny_models
 
 # PyTorch compiles nothing, and has most turns.
-TURNS = ("tensorflow", "torch", "torch", "jax", "torch", "torch")
+TURNS = ("tensorflow", "torch", "torch", "torch", "jax", "torch")
 
 
 def parametrize(names):
