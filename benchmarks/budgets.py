@@ -179,8 +179,7 @@ class Runner:
             model, notes = self.calibrated(experiment)
             if row in SECOND_STAGES:
                 start = time.monotonic()
-                with without_flash_attention():
-                    self.second_stage(model, row, seed)
+                self.second_stage(model, row, seed)
                 notes["seconds"] += time.monotonic() - start
             return model, notes
         if ROWS[row].num_layers is None:
@@ -199,17 +198,7 @@ class Runner:
 
         def train():
             part = self.task.cut(self.task.train, self.length(ROWS[name]))
-            with without_flash_attention():
-                quality_tasks.compile_and_fit(
-                    model,
-                    part.inputs,
-                    part.labels,
-                    self.arguments.epochs,
-                    self.arguments.batch_size,
-                    learning_rate,
-                    seed,
-                    weights=part.weights,
-                )
+            self.fit(model, part, self.arguments.epochs, learning_rate, seed)
             return {"learning_rate": learning_rate}
 
         if name == "lora":
@@ -265,31 +254,37 @@ class Runner:
         arguments, part = self.arguments, self.task.train
         rate, epochs = arguments.second_learning_rate, arguments.second_epochs
         if row == "coda_labels":
+            self.fit(model, part, epochs, rate, seed)
+            return
+        with without_flash_attention():
+            keras_coda.training.align(
+                model,
+                self.task.make_dense(),
+                part.inputs,
+                target="fine_tuned",
+                logits_weight=1.0,
+                temperature=2.0,
+                optimizer=quality_tasks.make_optimizer(
+                    rate, len(part.labels), epochs, arguments.batch_size
+                ),
+                epochs=epochs,
+                batch_size=arguments.batch_size,
+                verbose=0,
+            )
+
+    def fit(self, model, part, epochs, learning_rate, seed):
+        """Trains on labels."""
+        with without_flash_attention():
             quality_tasks.compile_and_fit(
                 model,
                 part.inputs,
                 part.labels,
                 epochs,
-                arguments.batch_size,
-                rate,
+                self.arguments.batch_size,
+                learning_rate,
                 seed,
                 weights=part.weights,
             )
-            return
-        keras_coda.training.align(
-            model,
-            self.task.make_dense(),
-            part.inputs,
-            target="fine_tuned",
-            logits_weight=1.0,
-            temperature=2.0,
-            optimizer=quality_tasks.make_optimizer(
-                rate, len(part.labels), epochs, arguments.batch_size
-            ),
-            epochs=epochs,
-            batch_size=arguments.batch_size,
-            verbose=0,
-        )
 
     def make_model(self, name, seed):
         """The model of a row, with the task's head and nothing else trained."""

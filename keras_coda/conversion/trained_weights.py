@@ -13,9 +13,10 @@ from keras_coda.layers.partly_frozen import lora_weights
 
 def backbone_of(model):
     """The backbone of a task or of a model around one, or the model itself."""
-    is_backbone = isinstance(model, keras_hub.models.Backbone)
-    if is_backbone or hasattr(model, "backbone"):
-        return getattr(model, "backbone", model)
+    if hasattr(model, "backbone"):
+        return model.backbone
+    if isinstance(model, keras_hub.models.Backbone):
+        return model
     inside = [
         layer
         for layer in getattr(model, "layers", ())

@@ -43,8 +43,7 @@ def accelerate(
         learning_rate: float. Of training, by AdamW with a cosine decay. A high
             one does harm. Defaults to `1e-3`.
         batch_size: int. For arrays and texts. Defaults to `32`.
-        seed: int. Of the random routings that routers are fitted to. Defaults
-            to `0`.
+        seed: int. Of what is drawn at random. Defaults to `0`.
         verbose: 0 or 1. Whether to show progress and print what was chosen.
             Defaults to `1`.
         are_logits: optional bool. Whether `model` returns logits, whose

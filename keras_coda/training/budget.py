@@ -172,7 +172,7 @@ class Search:
             )
             with at_factors(factors, self.blocks):
                 self.measured[factors] = self.observed.mean_error(
-                    self.chains[first].outputs(self.observed.function)
+                    self.chains[first].outputs(self.observed.run)
                 )
             self.on_measure()
         return self.measured[factors]

@@ -1,4 +1,3 @@
-import functools
 import math
 
 import keras
@@ -204,7 +203,7 @@ class Calibrator:
         if observed is not None:
             return observed
         if self.coda is not self.backbone:
-            return functools.partial(self.coda, training=False)
+            return self.coda
         first = Observed(self.backbone, self.inputs[:1], "pinned", False)
         return "pinned" if first.reads_something else "tokens"
 
@@ -239,9 +238,7 @@ class Calibrator:
         """The error of what is read, of the model as it is."""
         chain = BlockChain(self.backbone, self.held_back)
         with without_gradients(*self.models):
-            return self.observed.mean_error(
-                chain.outputs(self.observed.function)
-            )
+            return self.observed.mean_error(chain.outputs(self.observed.run))
 
     def _run(self, speedup, bar):
         blocks = self.backbone.named_blocks

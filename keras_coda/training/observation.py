@@ -137,5 +137,9 @@ def to_numpy(tensor):
     return ops.convert_to_numpy(ops.stop_gradient(tensor))
 
 
+def to_float32(tensor):
+    return np.asarray(to_numpy(tensor), "float32")
+
+
 def apply(function, array):
     return to_numpy(function(ops.convert_to_tensor(array)))

@@ -8,6 +8,7 @@ from keras_coda.training.observation import dense
 from keras_coda.training.observation import encoder_of
 from keras_coda.training.observation import pinned_tokens
 from keras_coda.training.observation import stacks
+from keras_coda.training.observation import to_float32
 from keras_coda.training.observation import to_numpy
 
 OBSERVED = ("pinned", "tokens")
@@ -127,10 +128,7 @@ class Observed:
         ]
 
     def _states(self, outputs, scope):
-        return [
-            np.asarray(to_numpy(x), "float32")
-            for x in self.states(outputs, scope)
-        ]
+        return [to_float32(x) for x in self.states(outputs, scope)]
 
     def _weights(self, batch, scope):
         """1 where a target is read, of its shape without the last axis."""

@@ -8,7 +8,7 @@ from keras_coda.layers.routed import Rows
 from keras_coda.layers.routing_scope import RoutingScope
 from keras_coda.training.observation import choosable
 from keras_coda.training.observation import to_numpy
-from keras_coda.training.token_importance import DEVIATION
+from keras_coda.training.token_importance import set_scores
 
 
 class RoutingRegression:
@@ -56,8 +56,7 @@ class RoutingRegression:
         )
         variance = coefficients @ self.covariance @ coefficients
         variance /= max(self.num_tokens, 1)
-        kernel = DEVIATION * coefficients / np.sqrt(max(variance, 1e-30))
-        router.kernel.assign(kernel[:, None])
+        set_scores(router, coefficients[:, None], variance)
         explained = coefficients @ self.squares @ coefficients
         size = np.sqrt(max(explained * self.error_square, 1e-30))
         return float(-coefficients @ self.products / size)

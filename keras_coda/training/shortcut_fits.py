@@ -10,7 +10,7 @@ from keras_coda.training.observation import apply
 from keras_coda.training.observation import choosable
 from keras_coda.training.observation import dense
 from keras_coda.training.observation import routed_tokens
-from keras_coda.training.observation import to_numpy
+from keras_coda.training.observation import to_float32
 
 
 def fit_shortcuts(backbone, inputs, ridge, in_sequence):
@@ -54,9 +54,9 @@ def _moments(block, records, targets, left_out_alone):
     """Of what a shortcut reads, and of what its tokens lack."""
     moments = Moments()
     for record, target in zip(records, targets):
-        hidden = _float32(record.hidden)
+        hidden = to_float32(record.hidden)
         adapted = np.asarray(apply(block.adapter, hidden), "float32")
-        missing = _float32(target) - _float32(record.inputs) - adapted
+        missing = to_float32(target) - to_float32(record.inputs) - adapted
         tokens = choosable(block, record)
         if left_out_alone:
             routing = block.choose(
@@ -93,7 +93,3 @@ def _fit(shortcut, moments, ridge):
     total = np.sum(mean_squares)
     # Of nothing, all is explained: a block may have reached a fixed point.
     return float(explained / total) if total > 0 else 1.0
-
-
-def _float32(tensor):
-    return np.asarray(to_numpy(tensor), "float32")

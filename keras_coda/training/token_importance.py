@@ -11,7 +11,7 @@ from keras_coda.training.least_squares import Moments
 from keras_coda.training.least_squares import explained_variance
 from keras_coda.training.least_squares import ridge_regression
 from keras_coda.training.observation import choosable
-from keras_coda.training.observation import to_numpy
+from keras_coda.training.observation import to_float32
 from keras_coda.training.observed import log_softmax
 
 # Of the scores of a fitted router: soft enough to be trained, at an epsilon of
@@ -170,7 +170,7 @@ def fit_routers(backbone, inputs, observe, models, rng):
             own.add(
                 *(
                     _centered(np.asarray(x, "float32"), chosen)
-                    for x in (to_numpy(record.hidden), logs[..., None])
+                    for x in (to_float32(record.hidden), logs[..., None])
                 )
             )
     return {
@@ -179,6 +179,12 @@ def fit_routers(backbone, inputs, observe, models, rng):
         # Where nothing matters, or nothing can be chosen.
         if own.count
     }
+
+
+def set_scores(router, coefficients, variance):
+    """Gives a router coefficients of scores, of that variance as they are."""
+    scale = DEVIATION / np.sqrt(max(variance, 1e-30))
+    router.kernel.assign(scale * coefficients)
 
 
 def _centered(values, chosen):
@@ -198,8 +204,7 @@ def _fit(router, moments):
     _, mean, covariance, cross, squares = moments.normalized()
     coefficients = ridge_regression(covariance, cross, 1e-2)
     variance = float(np.sum(coefficients * (covariance @ coefficients)))
-    scale = DEVIATION / np.sqrt(max(variance, 1e-30))
-    router.kernel.assign(scale * coefficients)
+    set_scores(router, coefficients, variance)
     explained = explained_variance(coefficients, covariance, cross)
     total = max(float(np.sum(squares - mean**2)), 1e-30)
     return float(np.sqrt(max(explained, 0.0) / total))
