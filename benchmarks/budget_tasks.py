@@ -34,8 +34,6 @@ import numpy as np
 import text_data
 from keras import ops
 
-import keras_coda
-
 WORDNET = pathlib.Path("/usr/share/wordnet")
 PARTS_OF_SPEECH = ("noun", "verb", "adj", "adv")
 # WordNet's rules for what a word may be an inflection of (its `morphy`).
@@ -563,25 +561,12 @@ class BudgetTask:
                 backbone, num_classes=self.kind.num_labels, preprocessor=None
             )
         else:
-            model = self._read_tokens(backbone)
+            model = TokenModel(
+                backbone, self.kind.num_labels, self.kind.reads == "span"
+            )
         if head is not None:
             model.output_dense.set_weights(head)
         return model
-
-    def convert(self, model, **settings):
-        """The model with a converted backbone, and the same head."""
-        if self.is_hub_task:
-            return keras_coda.coda_wrap(model, **settings)
-        converted = self._read_tokens(
-            keras_coda.coda_wrap(model.backbone, **settings)
-        )
-        converted.output_dense.set_weights(model.output_dense.get_weights())
-        return converted
-
-    def _read_tokens(self, backbone):
-        return TokenModel(
-            backbone, self.kind.num_labels, self.kind.reads == "span"
-        )
 
     def head(self, num_layers, length):
         """Weights of a head trained on the frozen model's features.

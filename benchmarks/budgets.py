@@ -127,10 +127,8 @@ def parse_arguments():
     add("--no-speed", action="store_true", help="measure no speed")
     add("--output", type=pathlib.Path, default=timing.RESULTS)
     add("--quick", action="store_true", help="small defaults, no meaning")
-    arguments = parser.parse_args()
-    if not arguments.quick:
-        return arguments
-    parser.set_defaults(
+    return timing.parse_arguments(
+        parser,
         tasks="spans",
         rows="dense,coda_aligned,truncated2,first2",
         speedups="2",
@@ -143,7 +141,6 @@ def parse_arguments():
         second_epochs=1,
         num_rounds=1,
     )
-    return parser.parse_args()
 
 
 # === Training ===
@@ -301,7 +298,7 @@ def build(task, name, head=None):
         model.backbone.enable_lora(8)
         return model
     settings = {"shortcut_dim": 64} if name in ROUTED else {}
-    converted = task.convert(model, reduction_factor=1, **settings)
+    converted = keras_coda.coda_wrap(model, reduction_factor=1, **settings)
     for layer in poolers(converted, name):
         layer.trainable = True
     return converted

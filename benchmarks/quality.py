@@ -162,18 +162,17 @@ def parse_arguments():
         default=timing.RESULTS,
     )
     add("--quick", action="store_true", help="a minute, and no meaning")
-    if parser.parse_args().quick:
-        parser.set_defaults(
-            tasks="pairs",
-            rows="dense,coda,distill,elastic",
-            reduction_factors="4",
-            seeds="0",
-            train_size=32,
-            test_size=32,
-            epochs=1,
-            sequence_length=16,
-        )
-    return parser.parse_args()
+    return timing.parse_arguments(
+        parser,
+        tasks="pairs",
+        rows="dense,coda,distill,elastic",
+        reduction_factors="4",
+        seeds="0",
+        train_size=32,
+        test_size=32,
+        epochs=1,
+        sequence_length=16,
+    )
 
 
 # === Training ===

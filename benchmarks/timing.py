@@ -104,6 +104,13 @@ def versions():
     }
 
 
+def parse_arguments(parser, **quick):
+    """Parses the command line; with `--quick` other defaults."""
+    if parser.parse_args().quick:
+        parser.set_defaults(**quick)
+    return parser.parse_args()
+
+
 def results_path(benchmark, arguments):
     """Where the JSON goes: of `--quick` elsewhere than what was measured."""
     parts = [benchmark]
