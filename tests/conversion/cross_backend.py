@@ -30,7 +30,7 @@ def write(folder):
         coda.save_weights(folder / f"{family}.weights.h5")
         coda.save_to_preset(folder / family)
         coda.save_adapter(folder / f"{family}.safetensors")
-        outputs = keras.tree.flatten(models.predict(coda, make_inputs()))
+        outputs = keras.tree.flatten(models.compute(coda, make_inputs()))
         np.savez(folder / f"{family}.npz", *outputs)
 
 
@@ -46,7 +46,7 @@ def read(folder):
         adapter.load_adapter(folder / f"{family}.safetensors")
         assert adapter.reduction_factor == [2, 3]
         for model in (whole, preset, weights, adapter):
-            outputs = keras.tree.flatten(models.predict(model, make_inputs()))
+            outputs = keras.tree.flatten(models.compute(model, make_inputs()))
             models.assert_close(outputs, expected, atol=1e-4)
             assert len(model.trainable_weights) == len(
                 adapter.trainable_weights

@@ -10,7 +10,7 @@ from keras_coda.layers.partly_frozen import lora_weights
 from tests.conversion.models import assert_close
 from tests.conversion.models import bert_backbone
 from tests.conversion.models import bert_inputs
-from tests.conversion.models import predict
+from tests.conversion.models import compute
 from tests.conversion.models import t5_backbone
 from tests.conversion.models import t5_inputs
 from tests.conversion.models import vit_backbone
@@ -44,9 +44,9 @@ def dense():
 def test_fresh_lora_changes_nothing_and_is_trained(family):
     make, inputs, num_layers = FAMILIES[family]
     backbone = make()
-    expected = predict(backbone, inputs())
+    expected = compute(backbone, inputs())
     coda = keras_coda.coda_wrap(backbone, reduction_factor=1, lora_rank=2)
-    assert_close(predict(coda, inputs()), expected)
+    assert_close(compute(coda, inputs()), expected)
     layers = lora_layers(coda)
     assert len(layers) == num_layers
     trainable = {id(weight) for weight in coda.trainable_weights}
@@ -57,12 +57,12 @@ def test_fresh_lora_changes_nothing_and_is_trained(family):
 
 
 def test_training_leaves_the_dense_model_as_it_is(dense):
-    expected = predict(dense, bert_inputs())
+    expected = compute(dense, bert_inputs())
     coda = lora_classifier(dense, seed=1)
     before = {w.path: np.array(w) for w in coda.backbone.weights}
     coda.compile(optimizer=keras.optimizers.Adam(0.01), loss="mse")
     coda.fit(bert_inputs(), np.ones((3, 3)), verbose=0)
-    assert_close(predict(dense, bert_inputs()), expected)
+    assert_close(compute(dense, bert_inputs()), expected)
     trained = trained_weights(coda)
     for weight in coda.backbone.weights:
         changed = not np.array_equal(np.array(weight), before[weight.path])
@@ -77,14 +77,14 @@ def test_merged_model_computes_the_same(dense):
     assert type(merged) is type(coda)
     assert not lora_layers(merged)
     assert_close(
-        predict(merged, bert_inputs()), predict(coda, bert_inputs()), 1e-5
+        compute(merged, bert_inputs()), compute(coda, bert_inputs()), 1e-5
     )
     with pytest.raises(ValueError, match="no LoRA to merge"):
         merged.merge_lora()
     backbone = coda.backbone.merge_lora()
     assert_close(
-        predict(backbone, bert_inputs())["pooled_output"],
-        predict(coda.backbone, bert_inputs())["pooled_output"],
+        compute(backbone, bert_inputs())["pooled_output"],
+        compute(coda.backbone, bert_inputs())["pooled_output"],
         1e-5,
     )
 
@@ -92,10 +92,10 @@ def test_merged_model_computes_the_same(dense):
 def test_adapter_file_holds_lora(dense, tmp_path):
     path = tmp_path / "adapter.safetensors"
     first, second = lora_classifier(dense, 1), lora_classifier(dense, 2)
-    expected = predict(first, bert_inputs())
+    expected = compute(first, bert_inputs())
     first.save_adapter(path)
     second.load_adapter(path)
-    assert_close(predict(second, bert_inputs()), expected)
+    assert_close(compute(second, bert_inputs()), expected)
     without_lora = keras_coda.coda_wrap(dense, adapter_dim=4)
     with pytest.raises(ValueError, match="lora_rank"):
         without_lora.load_adapter(path)
@@ -103,10 +103,10 @@ def test_adapter_file_holds_lora(dense, tmp_path):
 
 def test_saved_model_goes_on_training(dense, tmp_path):
     coda = lora_classifier(dense, seed=1)
-    expected = predict(coda, bert_inputs())
+    expected = compute(coda, bert_inputs())
     coda.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", compile=False)
-    assert_close(predict(loaded, bert_inputs()), expected, 1e-5)
+    assert_close(compute(loaded, bert_inputs()), expected, 1e-5)
     assert len(loaded.trainable_weights) == len(coda.trainable_weights)
     loaded.compile(optimizer=keras.optimizers.Adam(0.01), loss="mse")
     loaded.fit(bert_inputs(), np.ones((3, 3)), verbose=0)

@@ -6,7 +6,7 @@ import pytest
 
 import keras_coda
 from tests.conversion.models import assert_close
-from tests.conversion.models import predict
+from tests.conversion.models import compute
 from tests.conversion.models import randomize
 from tests.conversion.tiny import tiny_models
 from tests.conversion.towers import LENGTH
@@ -79,7 +79,7 @@ def test_files_do_not_depend_on_names(prefix, lora_rank, tmp_path):
     rng = np.random.default_rng(3)
     for weight in coda.trainable_weights:
         weight.assign(weight + rng.normal(scale=0.1, size=weight.shape))
-    expected = predict(coda, inputs_of(prefix))
+    expected = compute(coda, inputs_of(prefix))
     coda.save_adapter(tmp_path / "adapter")
     coda.save_to_preset(tmp_path / "preset")
     # KerasHub names the layers of what it loads differently.
@@ -91,7 +91,7 @@ def test_files_do_not_depend_on_names(prefix, lora_rank, tmp_path):
     for copy in (loaded, adapted):
         assert_factors(copy)
         assert list(copy.named_blocks) == list(coda.named_blocks)
-        assert_close(predict(copy, inputs_of(prefix)), expected, atol=1e-4)
+        assert_close(compute(copy, inputs_of(prefix)), expected, atol=1e-4)
     if lora_rank is None:
         # With LoRA it would not fit: Keras merges it into the files it saves.
         loaded.load_adapter(tmp_path / "adapter")
@@ -107,7 +107,7 @@ def test_files_of_a_tower_do_not_depend_on_names(prefix, tmp_path):
     text.save_adapter(tmp_path / "adapter")
     other.load_adapter(tmp_path / "adapter")
     inputs = {"token_ids": inputs_of(prefix)["token_ids"]}
-    assert_close(predict(other, inputs), predict(text, inputs))
+    assert_close(compute(other, inputs), compute(text, inputs))
 
 
 @every_pair
@@ -142,7 +142,7 @@ def test_what_is_pooled_is_routed(prefix, attention, reduction_factor):
             continue
         for row, position in zip(indices, pooled):
             assert position in row
-    for outputs in predict(coda, inputs_of(prefix)).values():
+    for outputs in compute(coda, inputs_of(prefix)).values():
         assert np.all(np.isfinite(outputs))
 
 
@@ -159,9 +159,9 @@ def test_texts_are_read_forwards(prefix, attention):
         attention=attention,
     )
     inputs = tiny.inputs()
-    expected = predict(coda, inputs)
+    expected = compute(coda, inputs)
     inputs["token_ids"][:, 4:] = 7
-    outputs = predict(coda, inputs)
+    outputs = compute(coda, inputs)
     assert_close(outputs[:, :4], expected[:, :4])
     assert np.abs(outputs[:, 4:] - expected[:, 4:]).max() > 1e-2
 
@@ -180,12 +180,12 @@ def test_only_towers_are_trained(prefix):
 
 def test_siglip_trains_itself():
     dense, inputs = nameless("SigLIP"), inputs_of("SigLIP")
-    expected = predict(dense, inputs)
+    expected = compute(dense, inputs)
     coda = keras_coda.coda_wrap(dense, reduction_factor=2)
     coda.compile()
     losses = coda.fit(inputs, epochs=3, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
-    assert_close(predict(dense, inputs), expected)
+    assert_close(compute(dense, inputs), expected)
 
 
 @every_pair

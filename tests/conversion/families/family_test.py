@@ -11,6 +11,7 @@ import pytest
 import keras_coda
 from keras_coda.conversion.trained_weights import trained_weights
 from tests.conversion.models import assert_close
+from tests.conversion.models import compute
 from tests.conversion.models import predict
 from tests.conversion.models import randomize
 from tests.conversion.tiny import tiny_models
@@ -118,7 +119,8 @@ class FamilyTest:
         if keras.config.backend() != "torch":
             assert coda.supports_jit
             coda.compile(jit_compile=True)
-            assert_close(predict(coda, self.inputs()), expected)
+            # XLA adds up in another order.
+            assert_close(predict(coda, self.inputs()), expected, atol=1e-4)
 
     def test_saving(self, tmp_path):
         coda = keras_coda.coda_wrap(
@@ -129,21 +131,21 @@ class FamilyTest:
             adapter_scale=2.0,
         )
         randomize(coda, seed=2)
-        expected = predict(coda, self.inputs())
+        expected = compute(coda, self.inputs())
 
         coda.save(tmp_path / "model.keras")
         loaded = keras.models.load_model(tmp_path / "model.keras")
         assert settings(loaded) == settings(coda)
-        assert_close(predict(loaded, self.inputs()), expected)
+        assert_close(compute(loaded, self.inputs()), expected)
 
         coda.save_weights(tmp_path / "model.weights.h5")
         fresh = type(coda).from_config(coda.get_config())
         fresh.load_weights(tmp_path / "model.weights.h5")
-        assert_close(predict(fresh, self.inputs()), expected)
+        assert_close(compute(fresh, self.inputs()), expected)
 
         coda.save_to_preset(tmp_path / "preset")
         preset = keras_hub.models.Backbone.from_preset(str(tmp_path / "preset"))
         assert type(preset) is type(coda)
         assert preset.reduction_factor == [2, 3]
-        assert_close(predict(preset, self.inputs()), expected)
+        assert_close(compute(preset, self.inputs()), expected)
         assert len(preset.trainable_weights) == len(coda.trainable_weights)

@@ -11,7 +11,7 @@ from tests.conversion.families.family_test import FamilyTest
 from tests.conversion.models import HIDDEN_DIM
 from tests.conversion.models import NUM_LAYERS
 from tests.conversion.models import assert_close
-from tests.conversion.models import predict
+from tests.conversion.models import compute
 from tests.conversion.models import randomize
 from tests.conversion.models import t5_inputs
 
@@ -25,9 +25,9 @@ class TestT5(FamilyTest):
 
     def test_plain_feedforward(self):
         dense = self.dense_backbone(use_gated_activation=False)
-        expected = predict(dense, self.inputs())
+        expected = compute(dense, self.inputs())
         coda = keras_coda.coda_wrap(dense, reduction_factor=1)
-        assert_close(predict(coda, self.inputs()), expected)
+        assert_close(compute(coda, self.inputs()), expected)
 
     def test_few_queries_absorb_the_projections(self):
         coda = keras_coda.coda_wrap(
@@ -36,7 +36,7 @@ class TestT5(FamilyTest):
         # In training they do not.
         expected = coda(self.inputs(), training=True)
         assert_close(
-            predict(coda, self.inputs()),
+            compute(coda, self.inputs()),
             {k: ops.convert_to_numpy(v) for k, v in expected.items()},
         )
 
@@ -113,11 +113,11 @@ class TestT5(FamilyTest):
         exact.set_weights(coda.get_weights())
         for attention in ("k_to_all", "k_to_k"):
             coda.attention = exact.attention = attention
-            for name, output in predict(coda, self.inputs()).items():
+            for name, output in compute(coda, self.inputs()).items():
                 assert np.all(np.isfinite(output)), name
         coda.reduction_factor = exact.reduction_factor = 1
-        expected = predict(exact, self.inputs())
-        for name, output in predict(coda, self.inputs()).items():
+        expected = compute(exact, self.inputs())
+        for name, output in compute(coda, self.inputs()).items():
             np.testing.assert_allclose(
                 output.astype("float32"), expected[name], rtol=0.1, atol=0.1
             )

@@ -4,7 +4,7 @@ import numpy as np
 import keras_coda
 from tests.conversion.families.generation_test import GenerationTest
 from tests.conversion.models import assert_close
-from tests.conversion.models import predict
+from tests.conversion.models import compute
 from tests.conversion.tiny import tiny_models
 
 
@@ -34,9 +34,9 @@ class TestT5Gemma2(GenerationTest):
             "images": images.astype("float32"),
             "vision_indices": np.tile(np.arange(1, 5, dtype="int32"), (3, 1)),
         }
-        expected = predict(dense, inputs)
+        expected = compute(dense, inputs)
         coda = keras_coda.coda_wrap(dense, reduction_factor=1)
-        assert_close(predict(coda, inputs), expected)
+        assert_close(compute(coda, inputs), expected)
         # Two variables of the backbone itself.
         paths = {weight.path for weight in coda.trainable_weights}
         assert not any("eoi" in path for path in paths)
