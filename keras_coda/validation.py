@@ -11,7 +11,7 @@ def validate_reduction_factor(reduction_factor):
             "tokens to routed tokens, for example 4. "
             f"Received: reduction_factor={reduction_factor!r}"
         )
-    if not 1 <= reduction_factor < float("inf"):
+    if not reduction_factor >= 1:
         raise ValueError(
             "`reduction_factor` must be at least 1 (1 routes every token, 4 "
             "routes a quarter of them). "

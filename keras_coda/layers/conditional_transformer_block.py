@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import keras
 from keras import ops
@@ -158,6 +159,11 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
         self.router.reduction_factor = value
 
     @property
+    def is_left_out(self):
+        """Whether nothing is computed, not even the adapter."""
+        return self.reduction_factor == math.inf
+
+    @property
     def attention(self):
         """`"k_to_all"` or `"k_to_k"`."""
         return self._attention
@@ -218,6 +224,8 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
             return outputs, None
         if routing is None and scope is not None and scope.choose is not None:
             routing = scope.choose(self, hidden, padding_mask, pinned)
+        if routing is None and self.is_left_out:
+            return self._left_out(inputs, hidden, padding_mask, pinned)
         if routing is None:
             routing = self.choose(hidden, padding_mask, pinned)
         update = self.block.residual_update(
@@ -230,6 +238,20 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
                 inputs, hidden, padding_mask, pinned, routing, outputs
             )
         return outputs, routing
+
+    def _left_out(self, inputs, hidden, padding_mask, pinned):
+        """What `route` returns where not even the adapter runs."""
+        batch_size = ops.shape(inputs)[0]
+        routing = BlockRouting(
+            ops.zeros((batch_size, 0), "float32"),
+            Rows(ops.zeros((batch_size, 0), "int32")),
+        )
+        scope = current_scope()
+        if scope is not None:
+            scope.records[id(self)] = BlockRecord(
+                inputs, hidden, padding_mask, pinned, routing, inputs
+            )
+        return inputs, routing
 
     def choose(self, hidden, padding_mask=None, pinned=None):
         """The router's `BlockRouting` of what attention reads."""

@@ -5,65 +5,16 @@ import math
 
 import numpy as np
 
-from keras_coda.analysis.flops import ADDED_PARTS
-from keras_coda.analysis.flops import count_block
-from keras_coda.analysis.flops import count_outside
 from keras_coda.training.block_chain import BlockChain
 from keras_coda.training.observation import LEFT_OUT
 from keras_coda.training.observation import at_factors
 from keras_coda.training.observation import dense
+from keras_coda.training.observation import stacks
 
 # Where the error of one block is measured, and what is chosen from: few, since
 # each makes tensors of a new shape, which XLA compiles for.
 MEASURED = (2, 5, LEFT_OUT)
 FACTORS = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 7, 10, LEFT_OUT)
-
-
-class Cost:
-    """Multiply-adds of the part of a model that runs the blocks.
-
-    Args:
-        backbone: a converted backbone.
-        lengths: list with the number of tokens that each block gets.
-    """
-
-    def __init__(self, backbone, lengths):
-        self.blocks = backbone.conditional_blocks
-        self.lengths = lengths
-        self.attention = backbone.attention
-        self.num_sequences = backbone.family.num_sequences(backbone)
-        self._counted = {}
-        by_block = {id(block): n for block, n in zip(self.blocks, lengths)}
-        outside = count_outside(backbone, by_block, counts_decoder=False)
-        self.outside = sum(outside.values())
-        self.dense = self.outside + sum(
-            count
-            for index in range(len(lengths))
-            for part, count in self._count(index, 1).items()
-            if part not in ADDED_PARTS
-        )
-
-    def block(self, index, factor):
-        """Of one block."""
-        key = index, factor
-        if key not in self._counted:
-            self._counted[key] = sum(self._count(*key).values())
-        return self._counted[key]
-
-    def _count(self, index, factor):
-        block, n = self.blocks[index], self.lengths[index]
-        counts = count_block(block, n, factor, self.attention)
-        number = self.num_sequences.get(block.stack_name, 1)
-        return {part: number * count for part, count in counts.items()}
-
-    def total(self, factors):
-        return self.outside + sum(
-            self.block(index, factor) for index, factor in enumerate(factors)
-        )
-
-    def speedup(self, factors):
-        """Of the factors, over the dense model before conversion."""
-        return self.dense / self.total(factors)
 
 
 class Search:
@@ -92,6 +43,7 @@ class Search:
         self.blocks = backbone.conditional_blocks
         self.observed, self.cost, self.speedup = observed, cost, speedup
         self.measured = {}
+        self.first_blocks = [id(stack[0]) for stack in stacks(backbone)]
 
     @property
     def num_measurements(self):
@@ -104,7 +56,7 @@ class Search:
         size = len(self.blocks)
         found = self.solve(lambda r: [r] * size)
         if not found or self.speedup <= 1:
-            most = self.cost.speedup([LEFT_OUT] * size)
+            most = self.cost.speedup(self.merged([LEFT_OUT] * size))
             raise ValueError(
                 "`speedup` must be above 1 and within reach: with all blocks "
                 f"left out, adapters and shortcuts leave {most:.2f} times. Ask "
@@ -136,7 +88,7 @@ class Search:
         for _ in range(self.num_rounds):
             self.measure(self.neighbours(self.ranked()[0]))
         progress.remove_task(bar)
-        return list(self.ranked()[0])
+        return self.merged(self.ranked()[0])
 
     def _dense_chains(self):
         """The states before each block, of a dense model."""
@@ -154,7 +106,22 @@ class Search:
         return sorted(filter(self.is_fast, self.measured), key=self.error)
 
     def is_fast(self, factors):
-        return self.cost.speedup(factors) >= self.speedup
+        return self.cost.speedup(self.merged(factors)) >= self.speedup
+
+    def merged(self, factors):
+        """With one shortcut for all blocks of a run that is left out.
+
+        Where all tokens are read, nothing of them is computed but shortcuts and
+        adapters, and those of the first can do what all do.
+        """
+        merged = list(factors)
+        if not self.observed.reads_all_tokens:
+            return merged
+        for index, block in enumerate(self.blocks):
+            is_behind = index > 0 and id(block) not in self.first_blocks
+            if is_behind and factors[index - 1] == factors[index] == LEFT_OUT:
+                merged[index] = math.inf
+        return merged
 
     def measure(self, candidates):
         """Measures the most promising of some factors."""

@@ -11,9 +11,11 @@ from keras_coda.layers.set_reduction_factor import forget_compiled
 from keras_coda.training import routing_regression
 from keras_coda.training import token_importance
 from keras_coda.training.block_chain import BlockChain
-from keras_coda.training.budget import Cost
 from keras_coda.training.budget import Search
 from keras_coda.training.calibration import Calibration
+from keras_coda.training.cost import COSTS
+from keras_coda.training.cost import Cost
+from keras_coda.training.cost import MeasuredCost
 from keras_coda.training.inputs import hold_back
 from keras_coda.training.inputs import make_batches
 from keras_coda.training.observation import block_lengths
@@ -49,6 +51,7 @@ def calibrate(
     num_passes=8,
     seed=0,
     verbose=1,
+    cost="flops",
 ):
     """Makes a converted model fast without labels or training.
 
@@ -82,10 +85,9 @@ def calibrate(
         x: texts, or a tuple of two lists of texts for a task on pairs, where
             the task has a preprocessor. Or inputs of the backbone: arrays, or
             an iterable of batches such as a `tf.data.Dataset`.
-        speedup: optional float > 1. How many times fewer multiply-adds the
-            encoder is to take than that of the dense model, before it was
-            converted. Defaults to `None`: the reduction factors that the model
-            has.
+        speedup: optional float > 1. How many times less the model is to cost
+            than the dense model, before it was converted. Defaults to `None`:
+            the reduction factors that the model has.
         observed: what is read of the model. `"pinned"`, the tokens that are
             always routed; `"tokens"`, all real ones; or a function of the
             inputs that runs `coda`, such as a model around it, and returns
@@ -103,9 +105,15 @@ def calibrate(
             `attention="k_to_k"`. Defaults to `8`.
         seed: int. Of what is drawn at random. Defaults to `0`.
         verbose: 0 or 1. Whether to show progress. Defaults to `1`.
+        cost: what `speedup` is asked of. `"flops"`, multiply-adds of the
+            encoder: what large blocks and long inputs come close to, and XLA.
+            `"seconds"`, of `predict` on this machine, of the whole backbone and
+            a batch like the first of `x`; for that, copies of the model without
+            its weights are timed at some factors, which takes the memory of
+            one more dense model. Defaults to `"flops"`.
 
     Returns:
-        A `Calibration`: `reduction_factor`, a list; `speedup`, by arithmetic;
+        A `Calibration`: `reduction_factor`, a list; `speedup`, of that cost;
         `error`, that of what is read, on 64 inputs at most, with `speedup`
         others than those fitted; and `blocks`, a dict from the name of each
         block to what was fitted: `"shortcut"`, the share of what tokens lack
@@ -116,8 +124,8 @@ def calibrate(
 
     Raises:
         TypeError: if `coda` was not converted.
-        ValueError: if `num_passes` is below 2, `observed` is unknown, or
-            `speedup` is out of reach; the message says what is in reach.
+        ValueError: if `num_passes` is below 2, `observed` or `cost` is unknown,
+            or `speedup` is out of reach; the message says what is in reach.
 
     Example:
 
@@ -153,6 +161,7 @@ def calibrate(
         num_passes,
         seed,
         verbose,
+        cost,
     )
     return calibrator.run(speedup)
 
@@ -176,8 +185,10 @@ class Calibrator:
         num_passes=8,
         seed=0,
         verbose=1,
+        cost="flops",
     ):
         validate_converted("coda", coda)
+        self.cost = validate_choice("cost", cost, COSTS)
         if num_passes < 2:
             raise ValueError(
                 "`num_passes` must be at least 2, because random routings of "
@@ -243,7 +254,10 @@ class Calibrator:
     def _run(self, speedup, bar):
         blocks = self.backbone.named_blocks
         lengths = block_lengths(self.backbone, self.inputs[0])
-        cost = Cost(self.backbone, lengths)
+        if self.cost == "flops":
+            cost = Cost(self.backbone, lengths)
+        else:
+            cost = MeasuredCost(self.backbone, lengths, self.inputs[0])
         if speedup is not None:
             search = Search(self.backbone, self.observed, cost, speedup)
             self._set_factors(search.uniform())
@@ -273,6 +287,7 @@ class Calibrator:
                 }
                 for name, block in blocks.items()
             },
+            cost=self.cost,
         )
 
     def _set_factors(self, factors):

@@ -4,16 +4,22 @@ from rich.table import Table
 
 from keras_coda.tables import as_text
 
+SPEEDUPS = {
+    "flops": "speedup of the encoder by arithmetic",
+    "seconds": "speedup of the backbone on this machine",
+}
+
 
 class Calibration(NamedTuple):
     """What `keras_coda.training.calibrate` chose and fitted.
 
     Attributes:
         reduction_factor: list with one number for each block.
-        speedup: of the encoder, by arithmetic, over the dense model.
+        speedup: over the dense model, of `cost`.
         error: that is left, of what is read: the divergence of logits in nats,
             else the squared error relative to the variance.
         blocks: dict from the name of each block to a dict of what was fitted.
+        cost: `"flops"`, of the encoder, or `"seconds"`, of the backbone.
 
     Example:
 
@@ -31,6 +37,7 @@ class Calibration(NamedTuple):
     speedup: float
     error: float
     blocks: dict
+    cost: str = "flops"
 
     def __str__(self):
         table = Table(title="Calibrated")
@@ -49,7 +56,7 @@ class Calibration(NamedTuple):
             )
         return as_text(
             table,
-            f"speedup of the encoder by arithmetic: {self.speedup:.2f}",
+            f"{SPEEDUPS[self.cost]}: {self.speedup:.2f}",
             f"error that is left: {self.error:.3g}",
             width=80,
         )

@@ -1,5 +1,7 @@
 """Shortcuts by least squares."""
 
+import math
+
 import numpy as np
 
 from keras_coda.training.block_chain import BlockChain
@@ -10,6 +12,7 @@ from keras_coda.training.observation import apply
 from keras_coda.training.observation import choosable
 from keras_coda.training.observation import dense
 from keras_coda.training.observation import routed_tokens
+from keras_coda.training.observation import stacks
 from keras_coda.training.observation import to_float32
 
 
@@ -33,21 +36,37 @@ def fit_shortcuts(backbone, inputs, ridge, in_sequence):
         shortcut explains.
     """
     target_chain = BlockChain(backbone, inputs)
-    chain = BlockChain(backbone, inputs) if in_sequence else target_chain
+    chain = BlockChain(backbone, inputs)
     shares = {}
-    for block in backbone.conditional_blocks:
-        with dense([block]):
-            targets = [x.outputs for x in target_chain.records(block)]
+    for block, *left_out in runs(backbone):
+        for passed in (block, *left_out):
+            with dense([passed]):
+                targets = [x.outputs for x in target_chain.records(passed)]
+            target_chain.advance(passed, targets)
         is_fitted = block.reduction_factor > 1 or not in_sequence
         if block.shortcut is not None and is_fitted:
             records = chain.records(block, known=targets)
             moments = _moments(block, records, targets, in_sequence)
             if moments.count:
                 shares[id(block)] = _fit(block.shortcut, moments, ridge)
-        target_chain.advance(block, targets)
+        states = targets
         if in_sequence:
-            chain.advance(block, [x.outputs for x in chain.records(block)])
+            states = [x.outputs for x in chain.records(block)]
+        for passed in (block, *left_out):
+            chain.advance(passed, states)
     return shares
+
+
+def runs(backbone):
+    """The blocks, each in a list with those behind it that do not run."""
+    for stack in stacks(backbone):
+        run = []
+        for block in stack:
+            if run and block.reduction_factor != math.inf:
+                yield run
+                run = []
+            run.append(block)
+        yield run
 
 
 def _moments(block, records, targets, left_out_alone):
