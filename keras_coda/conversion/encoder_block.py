@@ -186,17 +186,20 @@ class EncoderBlock(DenseBlock):
     def residual_update(self, routed, training=None):
         if self.causal:
             routed = routed.without_later()
-        attended = self._run(
-            self.attention_steps, self.attend(routed, training), training
-        )
+        attended = self.attend(routed, training)
+        return self.after_attention(routed.rows, attended, training)
+
+    def after_attention(self, rows, attended, training=None):
+        """What the block adds to rows for which attention returned this."""
+        attended = self._run(self.attention_steps, attended, training)
         if self.pre_norm:
-            hidden = self.feedforward_norm(routed.rows + attended)
+            hidden = self.feedforward_norm(rows + attended)
             return attended + self._run(
                 self.feedforward_steps, hidden, training
             )
-        hidden = self.attention_norm(routed.rows + attended)
+        hidden = self.attention_norm(rows + attended)
         outputs = self._run(self.feedforward_steps, hidden, training)
-        return self.feedforward_norm(hidden + outputs) - routed.rows
+        return self.feedforward_norm(hidden + outputs) - rows
 
     def kernels(self):
         feedforward = [

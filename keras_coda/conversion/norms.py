@@ -4,7 +4,13 @@ import keras
 
 _KERAS_NORMS = (keras.layers.LayerNormalization, keras.layers.RMSNormalization)
 # KerasHub exports none of its own; these are the ends of their names.
-_HUB_NORMS = ("LayerNorm", "RMSNorm", "RMSNormalization", "RoformerNorm")
+_HUB_NORMS = (
+    "LayerNorm",
+    "LayerNormalization",
+    "RMSNorm",
+    "RMSNormalization",
+    "RoformerNorm",
+)
 
 
 def is_norm(layer):

@@ -7,6 +7,8 @@ import keras_hub
 
 from keras_coda import models
 from keras_coda.conversion import registry
+from keras_coda.conversion.causal_block import CausalConditionalBlock
+from keras_coda.conversion.causal_lm import CodaCausalLM
 from keras_coda.conversion.coda_backbone import CodaBackbone
 from keras_coda.conversion.coda_model import CodaModel
 from keras_coda.conversion.coda_task import CodaTask
@@ -96,7 +98,14 @@ def register_task(task_cls):
             "`backbone_cls` is the backbone class of a registered family. "
             f"Received: task_cls={task_cls!r}"
         )
-    coda_cls = _make_class(CodaTask, task_cls, {"backbone_cls": backbone_cls})
+    mixin = CodaTask
+    routes_prompts = issubclass(
+        backbone_cls.family.layer_cls, CausalConditionalBlock
+    )
+    # Sequence-to-sequence models are causal language models of KerasHub too.
+    if routes_prompts and issubclass(task_cls, keras_hub.models.CausalLM):
+        mixin = CodaCausalLM
+    coda_cls = _make_class(mixin, task_cls, {"backbone_cls": backbone_cls})
     registry.task_classes[task_cls] = coda_cls
     return coda_cls
 

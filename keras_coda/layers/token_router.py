@@ -64,6 +64,9 @@ class TokenRouter(keras.layers.Layer):
         pinned: optional bool tensor of shape `(batch_size, n)`, true at
             further tokens to pin. Of more than k in a row, the first k are
             routed.
+        num_routed: optional int tensor of shape `(batch_size,)`, with `pinned`:
+            how many tokens of each row are routed, at most k. The others among
+            the k have weight 0.
 
     Returns:
         A tuple `(weights, indices)`: float32 weights in `[0, 1]` and int32
@@ -84,6 +87,10 @@ class TokenRouter(keras.layers.Layer):
         [Lei et al., 2023](https://arxiv.org/abs/2304.04947), eq. 9 to 12;
         Table 3 for the ablations.
     """
+
+    # How many tokens are pinned by `pinned`, where that is known; k is never
+    # smaller.
+    num_pinned = 0
 
     def __init__(
         self,
@@ -126,12 +133,12 @@ class TokenRouter(keras.layers.Layer):
                 initializer=self.kernel_initializer,
             )
 
-    def call(self, inputs, mask=None, pinned=None):
+    def call(self, inputs, mask=None, pinned=None, num_routed=None):
         if mask is not None:
             validate_mask_shape("mask", mask, tuple(inputs.shape[:2]))
             mask = ops.cast(mask, "bool")
         length = ops.shape(inputs)[1]
-        num_routed = self.routed_length(length)
+        most = self.routed_length(length)
         scores = self._scores(inputs)
         if pinned is not None:
             validate_mask_shape("pinned", pinned, tuple(inputs.shape[:2]))
@@ -144,12 +151,21 @@ class TokenRouter(keras.layers.Layer):
             )
         if pinned is not None:
             first = ops.where(pinned, ops.full_like(scores, 1e30), scores)
-            indices = best_positions(first, num_routed, mask)[:, :num_routed]
+            indices = best_positions(first, most, mask)[:, :most]
+            if num_routed is None:
+                weights = self._weights_beside(pinned, scores, most, mask)
+                return gather_rows(weights, indices), indices
             weights = self._weights_beside(pinned, scores, num_routed, mask)
-            return gather_rows(weights, indices), indices
+            # The best come first.
+            least = ops.sum(ops.cast(pinned, "int32"), axis=-1)
+            within = ops.arange(most) < ops.expand_dims(
+                ops.maximum(num_routed, least), -1
+            )
+            weights = gather_rows(weights, indices)
+            return weights * ops.cast(within, weights.dtype), indices
 
         num_prefix = _minimum(self.num_prefix_tokens, length)
-        num_chosen = num_routed - num_prefix
+        num_chosen = most - num_prefix
         chosen_scores = scores[:, num_prefix:]
         chosen_mask = None if mask is None else mask[:, num_prefix:]
         weights, best = self._weights_and_best(
@@ -201,9 +217,10 @@ class TokenRouter(keras.layers.Layer):
         num_routed = routed_length(
             length, reduction_factor or self.reduction_factor
         )
-        if num_routed is length or self.num_prefix_tokens == 0:
+        least = max(self.num_prefix_tokens, self.num_pinned)
+        if num_routed is length or least == 0:
             return num_routed
-        return _minimum(_maximum(num_routed, self.num_prefix_tokens), length)
+        return _minimum(_maximum(num_routed, least), length)
 
     def _scores(self, inputs):
         """Scores of shape `(batch_size, n)`, in float32."""
@@ -267,7 +284,9 @@ class TokenRouter(keras.layers.Layer):
         # Routed padding has weight 0; neither output has a mask of its own.
         return None
 
-    def compute_output_spec(self, inputs, mask=None, pinned=None):
+    def compute_output_spec(
+        self, inputs, mask=None, pinned=None, num_routed=None
+    ):
         batch_size, length = inputs.shape[:2]
         num_routed = None if length is None else self.routed_length(length)
         shape = (batch_size, num_routed)

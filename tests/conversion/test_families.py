@@ -20,12 +20,12 @@ from keras_coda.layers import ParallelAdapter
 from keras_coda.layers import TokenRouter
 from tests.conversion import tiny as tiny_package
 from tests.conversion.models import assert_close
-from tests.conversion.models import predict
+from tests.conversion.models import compute
 from tests.conversion.models import randomize
 from tests.conversion.tiny import tiny_models
 
 # PyTorch compiles nothing, and has most turns.
-TURNS = ("tensorflow", "torch", "torch", "torch", "jax", "torch")
+TURNS = ("tensorflow", *5 * ["torch"], "jax", *5 * ["torch"])
 
 
 def parametrize(names):
@@ -79,12 +79,12 @@ def _is_public(cls):
 def test_dense_at_reduction_factor_1(tiny):
     dense = tiny.make()
     inputs = tiny.inputs()
-    expected = predict(dense, inputs)
+    expected = compute(dense, inputs)
     coda = keras_coda.coda_wrap(dense, reduction_factor=1)
     assert isinstance(coda, keras_coda.CodaBackbone)
     assert isinstance(coda, type(dense))
     assert coda.num_prefix_tokens == tiny.num_prefix_tokens
-    assert_close(predict(coda, inputs), expected, atol=tiny.exact)
+    assert_close(compute(coda, inputs), expected, atol=tiny.exact)
     for key in dense.get_config():
         if key not in ("name", "trainable"):
             value = getattr(coda, key, None)
@@ -96,11 +96,11 @@ def test_dense_at_reduction_factor_1(tiny):
 def test_tasks_at_reduction_factor_1(tiny):
     for dense, inputs in tiny.tasks(tiny.make()):
         randomize(dense, seed=1)
-        expected = predict(dense, inputs)
+        expected = compute(dense, inputs)
         coda = keras_coda.coda_wrap(dense, reduction_factor=1)
         assert isinstance(coda, type(dense))
         assert coda.preprocessor is dense.preprocessor
-        assert_close(predict(coda, inputs), expected, atol=tiny.exact)
+        assert_close(compute(coda, inputs), expected, atol=tiny.exact)
 
 
 @families_in_turn
@@ -108,24 +108,27 @@ def test_tasks_at_reduction_factor_1(tiny):
 def test_padding_changes_nothing(tiny, attention):
     if tiny.real is None:
         pytest.skip("no padding")
+    if tiny.routes_by_row and attention == "k_to_k":
+        pytest.skip("refused")
     coda = keras_coda.coda_wrap(
         tiny.make(), reduction_factor=2, attention=attention
     )
     inputs = tiny.inputs(16)
-    expected = tiny.real(predict(coda, inputs), inputs)
-    # The same k = 8 of twice the length.
-    coda.reduction_factor = 4
+    expected = tiny.real(compute(coda, inputs), inputs)
+    if not tiny.routes_by_row:
+        # The same k = 8 of twice the length.
+        coda.reduction_factor = 4
     padded = tiny.inputs(32)
-    outputs = tiny.real(predict(coda, padded), padded)
+    outputs = tiny.real(compute(coda, padded), padded)
     assert_close(outputs, expected)
 
 
 @families_in_turn
 def test_reduction_changes_outputs(tiny):
     coda = keras_coda.coda_wrap(tiny.make(), reduction_factor=1)
-    expected = keras.tree.flatten(predict(coda, tiny.inputs()))
+    expected = keras.tree.flatten(compute(coda, tiny.inputs()))
     coda.reduction_factor = 4
-    reduced = keras.tree.flatten(predict(coda, tiny.inputs()))
+    reduced = keras.tree.flatten(compute(coda, tiny.inputs()))
     difference = [
         np.abs(a - b).max()
         for a, b in zip(reduced, expected)
@@ -139,7 +142,7 @@ def test_files(tiny, tmp_path):
     coda = keras_coda.coda_wrap(tiny.make(), reduction_factor=2, adapter_dim=4)
     for layer in coda.trained_layers():
         randomize(layer, seed=2)
-    expected = predict(coda, tiny.inputs())
+    expected = compute(coda, tiny.inputs())
     coda.save(tmp_path / "model.keras")
     coda.save_to_preset(tmp_path / "preset")
     coda.save_adapter(tmp_path / "adapter.safetensors")
@@ -154,7 +157,7 @@ def test_files(tiny, tmp_path):
         assert type(copy) is type(coda)
         assert copy.reduction_factor == 2
         assert {w.path for w in copy.trainable_weights} == trained
-        assert_close(predict(copy, tiny.inputs()), expected)
+        assert_close(compute(copy, tiny.inputs()), expected)
 
 
 @families_in_turn
@@ -162,14 +165,14 @@ def test_files_of_tasks(tiny, tmp_path):
     for dense, inputs in tiny.tasks(tiny.make()):
         coda = keras_coda.coda_wrap(dense, reduction_factor=2)
         randomize(coda, seed=2)
-        expected = predict(coda, inputs)
+        expected = compute(coda, inputs)
         coda.save_to_preset(tmp_path / dense.name)
         preset = type(dense).from_preset(str(tmp_path / dense.name))
         assert type(preset) is type(coda)
-        assert_close(predict(preset, inputs), expected)
+        assert_close(compute(preset, inputs), expected)
         coda.save(tmp_path / "task.keras")
         loaded = keras.models.load_model(tmp_path / "task.keras", compile=False)
-        assert_close(predict(loaded, inputs), expected)
+        assert_close(compute(loaded, inputs), expected)
 
 
 def fit(model, inputs):
@@ -191,7 +194,7 @@ def fit(model, inputs):
 def test_fit_trains_what_it_should(tiny):
     dense = tiny.make(dtype=tiny.fit_dtype)
     inputs = tiny.inputs()
-    expected = predict(dense, inputs)
+    expected = compute(dense, inputs)
     # Soft enough for every router to get a gradient here.
     coda = keras_coda.coda_wrap(dense, reduction_factor=3, epsilon=1.0)
     assert coda.dtype_policy.name == tiny.fit_dtype
@@ -213,7 +216,7 @@ def test_fit_trains_what_it_should(tiny):
         if isinstance(layer, TokenRouter)
     )
     # The model that was converted computes what it did.
-    assert_close(predict(dense, inputs), expected, atol=0)
+    assert_close(compute(dense, inputs), expected, atol=0)
 
 
 @families_in_turn

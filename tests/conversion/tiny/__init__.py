@@ -35,6 +35,8 @@ class TinyModel:
         without_gradient: ends of the paths of trained weights on which no
             output depends: the router of a last block of whose tokens only
             pinned ones are pooled.
+        routes_by_row: whether the number of routed tokens is that of a row's
+            real tokens over r, and not that of all positions.
     """
 
     backbone: str
@@ -47,6 +49,7 @@ class TinyModel:
     fit_dtype: str = "mixed_bfloat16"
     export_arguments: dict = dataclasses.field(default_factory=dict)
     without_gradient: tuple = ()
+    routes_by_row: bool = False
 
     def make(self, seed=0, **kwargs):
         """A dense backbone whose weights all matter."""
