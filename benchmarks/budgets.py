@@ -122,6 +122,7 @@ def parse_arguments():
     add("--layers-learning-rates", default="1e-3,3e-3", help="of first layers")
     add("--second-epochs", type=int, default=2, help="of alignment")
     add("--second-learning-rate", type=float, default=1e-3, help="of it")
+    add("--cost", default="seconds", help="what CoDA's speedup is of")
     add("--dtype", default="mixed_bfloat16", help="default: %(default)s")
     add("--num-rounds", type=int, default=7, help="of timing")
     add("--no-speed", action="store_true", help="measure no speed")
@@ -221,20 +222,26 @@ class Runner:
     def calibrated(self, experiment):
         """The dense row's model, made fast without labels, and notes."""
         rate, seed = self.arguments.learning_rate, experiment.seed
+        dense_path = self.path("dense", rate, seed)
         model = self.make_model("coda", seed)
 
         def calibrate():
-            path = self.path("dense", rate, seed)
-            if not path.exists():
+            if not dense_path.exists():
                 self.fine_tuned("dense", seed, rate)
-            load(trained_weights(model), path)
+            load(trained_weights(model), dense_path)
+            # In the precision in which speed is measured.
+            with dtype_policy("float32"):
+                timed_model = build(self.task, "coda")
+            load(trained_weights(timed_model), dense_path)
             fitted = keras_coda.training.calibrate(
-                model,
+                timed_model,
                 self.task.unlabelled,
                 speedup=experiment.speedup,
                 are_logits=True,
                 verbose=0,
+                cost=self.arguments.cost,
             )
+            copy_weights(timed_model, model)
             return {
                 "reduction_factor": list(map(float, fitted.reduction_factor)),
                 "speedup": float(fitted.speedup),
@@ -330,6 +337,23 @@ def without_flash_attention():
 
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         yield
+
+
+@contextlib.contextmanager
+def dtype_policy(name):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def copy_weights(source, target):
+    """Copies what is trained to a model in another precision."""
+    values = trained_weights(source).values()
+    for weight, value in zip(trained_weights(target).values(), values):
+        weight.assign(keras.ops.convert_to_numpy(value))
 
 
 def timed(function):
@@ -549,6 +573,7 @@ def main():
             "layers_learning_rates",
             "second_epochs",
             "second_learning_rate",
+            "cost",
             "dtype",
         )
     }

@@ -2,6 +2,7 @@
 
 from keras import ops
 
+from keras_coda.conversion._keras_hub_internals import is_served_by_vllm
 from keras_coda.conversion.encoder_block import EncoderBlock
 from keras_coda.conversion.encoder_block import find_part
 from keras_coda.layers import ConditionalTransformerBlock
@@ -66,6 +67,12 @@ class CausalBlock(EncoderBlock):
         return key, self.value_dense(context)
 
     def attend(self, routed, training=None):
+        if is_served_by_vllm():
+            raise ValueError(
+                "vLLM keeps keys and values in pages of its own, which routing "
+                "does not write. Serve the dense model with vLLM, or the "
+                "converted one with `generate`."
+            )
         key, value = self.keys_and_values(
             routed.context, routed.context_positions
         )

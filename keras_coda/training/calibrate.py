@@ -283,7 +283,7 @@ class Calibrator:
                 name: {
                     part: values[id(block)]
                     for part, values in fits.items()
-                    if id(block) in values
+                    if id(block) in values and not block.is_left_out
                 }
                 for name, block in blocks.items()
             },

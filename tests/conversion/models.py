@@ -133,6 +133,9 @@ def predict(model, inputs):
 
 def compute(model, inputs):
     """The outputs of `predict`, eagerly: compiling takes seconds."""
+    if any(x.dtype.kind == "U" for x in keras.tree.flatten(inputs)):
+        # A preprocessor reads them.
+        return predict(model, inputs)
     tensors = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
     return keras.tree.map_structure(
         lambda x: keras.ops.convert_to_numpy(keras.ops.stop_gradient(x)),

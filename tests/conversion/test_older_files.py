@@ -48,13 +48,13 @@ def check(model, name, inputs):
     task_outputs = arrays.pop("task")
     assert model.reduction_factor == [2, 3]
     backbone = getattr(model, "backbone", model)
-    outputs = keras.tree.flatten(models.compute(backbone, inputs))
+    outputs = keras.tree.flatten(models.predict(backbone, inputs))
     models.assert_close(outputs, list(arrays.values()), atol=1e-4)
     if model is not backbone:
         # The inputs are tokens already.
         model.preprocessor = None
         models.assert_close(
-            models.compute(model, inputs), task_outputs, atol=1e-4
+            models.predict(model, inputs), task_outputs, atol=1e-4
         )
 
 

@@ -1,4 +1,5 @@
 import functools
+import math
 
 import keras
 import numpy as np
@@ -7,6 +8,7 @@ from keras import ops
 
 import keras_coda
 from keras_coda.training.budget import Search
+from keras_coda.training.observation import LEFT_OUT
 from keras_coda.training.routing_regression import RoutingRegression
 from tests.backend_helpers import slow_on_jax
 from tests.conversion.models import HIDDEN_DIM
@@ -292,6 +294,57 @@ def test_a_speedup_leaves_out_the_blocks_that_do_nothing(observed):
         predict(coda, inputs), predict(dense, inputs), rtol=1e-4, atol=1e-4
     )
     assert "speedup of the encoder by arithmetic: 1." in str(calibration)
+
+
+@slow_on_jax
+def test_a_run_that_is_left_out_has_one_shortcut():
+    dense = vit_of_idle_blocks(1, 2, 3)
+    coda = keras_coda.coda_wrap(dense, adapter_dim=1, shortcut_dim=1)
+    inputs = many(vit_inputs(), times=10)
+    most = keras_coda.training.cost.Cost(coda, [17] * 4)
+    speedup = most.speedup([1, LEFT_OUT, math.inf, math.inf])
+    calibration = calibrate(coda, inputs, speedup=speedup, observed="tokens")
+    assert coda.reduction_factor == [1, LEFT_OUT, math.inf, math.inf]
+    assert calibration.speedup == pytest.approx(speedup)
+    assert calibration.error < 1e-6
+    fitted = [list(values) for values in calibration.blocks.values()]
+    assert ["shortcut" in values for values in fitted][1:3] == [True, False]
+
+
+@slow_on_jax
+def test_the_shortcut_of_a_run_does_what_all_its_blocks_do():
+    coda = keras_coda.coda_wrap(
+        bert_backbone(num_layers=3), adapter_dim=1, shortcut_dim=HIDDEN_DIM
+    )
+    inputs, errors = many(bert_inputs()), []
+    for factors in ([1, LEFT_OUT, math.inf], [1, math.inf, math.inf]):
+        coda.reduction_factor = factors
+        errors.append(calibrate(coda, inputs, observed="tokens").error)
+    assert errors[0] < 0.7 * errors[1]
+
+
+@slow_on_jax
+def test_a_speedup_in_seconds():
+    coda = keras_coda.coda_wrap(
+        bert_backbone(num_layers=4, hidden_dim=64, intermediate_dim=1024),
+        adapter_dim=1,
+        shortcut_dim=1,
+    )
+    before = coda.get_weights()
+    calibration = calibrate(
+        coda, many(bert_inputs()), speedup=1.2, cost="seconds"
+    )
+    assert calibration.speedup >= 1.2
+    assert "speedup of the backbone on this machine: " in str(calibration)
+    # Other models were timed.
+    changed = [
+        weight.path
+        for weight, old in zip(coda.weights, before)
+        if not np.array_equal(weight, old)
+    ]
+    assert all("router" in path or "shortcut" in path for path in changed)
+    with pytest.raises(ValueError, match="cost='minutes'"):
+        calibrate(coda, bert_inputs(), cost="minutes")
 
 
 @slow_on_jax

@@ -2,7 +2,7 @@ import pytest
 
 import keras_coda
 from tests.conversion.models import assert_close
-from tests.conversion.models import compute
+from tests.conversion.models import predict
 from tests.conversion.tiny import tiny_models
 
 TINY = tiny_models()["DebertaV3Backbone"]
@@ -17,9 +17,9 @@ def test_distances_near_and_far(bucket_size, length):
         name: value[:, :length] for name, value in TINY.inputs(80).items()
     }
     inputs["padding_mask"][:] = 1
-    expected = compute(dense, inputs)
+    expected = predict(dense, inputs)
     coda = keras_coda.coda_wrap(dense, reduction_factor=1)
-    assert_close(compute(coda, inputs), expected)
+    assert_close(predict(coda, inputs), expected)
 
 
 def test_flops_of_positions():

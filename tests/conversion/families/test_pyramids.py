@@ -4,14 +4,14 @@ import pytest
 
 import keras_coda
 from tests.conversion.models import assert_close
-from tests.conversion.models import compute
+from tests.conversion.models import predict
 from tests.conversion.tiny import tiny_models
 
 
 def pyramid(backbone, inputs):
     # Keras keeps a dict that it tracks, which JAX does not take.
     outputs = dict(backbone.pyramid_outputs)
-    return compute(keras.Model(backbone.input, outputs), inputs)
+    return predict(keras.Model(backbone.input, outputs), inputs)
 
 
 @pytest.mark.parametrize("name", ["DINOV2Backbone", "DINOV3Backbone"])
@@ -35,7 +35,7 @@ def test_gated_feedforward_network():
     dense = tiny.make(use_swiglu_ffn=True)
     coda = keras_coda.coda_wrap(dense, reduction_factor=1)
     inputs = tiny.inputs()
-    assert_close(compute(coda, inputs), compute(dense, inputs))
+    assert_close(predict(coda, inputs), predict(dense, inputs))
 
 
 def test_images_that_are_no_squares():
@@ -43,4 +43,4 @@ def test_images_that_are_no_squares():
     coda = keras_coda.coda_wrap(dense, reduction_factor=1)
     images = np.random.default_rng(0).normal(size=(2, 16, 24, 3))
     inputs = {"pixel_values": images.astype("float32")}
-    assert_close(compute(coda, inputs), compute(dense, inputs))
+    assert_close(predict(coda, inputs), predict(dense, inputs))

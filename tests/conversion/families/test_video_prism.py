@@ -3,7 +3,7 @@ import numpy as np
 
 import keras_coda
 from tests.conversion.models import assert_close
-from tests.conversion.models import compute
+from tests.conversion.models import predict
 from tests.conversion.tiny import tiny_models
 
 TINY = tiny_models()["VideoPrismBackbone"]
@@ -13,7 +13,7 @@ def test_video_alone():
     dense = TINY.make(num_text_layers=0, num_auxiliary_layers=0)
     coda = keras_coda.coda_wrap(dense, reduction_factor=1)
     video = TINY.inputs()["pixel_values"]
-    assert_close(compute(coda, video), compute(dense, video))
+    assert_close(predict(coda, video), predict(dense, video))
 
 
 def test_reduction_factors_are_kept_in_order():

@@ -3,7 +3,7 @@ from tests.conversion.families.family_test import FamilyTest
 from tests.conversion.models import HIDDEN_DIM
 from tests.conversion.models import NUM_LAYERS
 from tests.conversion.models import assert_close
-from tests.conversion.models import compute
+from tests.conversion.models import predict
 
 
 class TestViT(FamilyTest):
@@ -15,7 +15,7 @@ class TestViT(FamilyTest):
 
     def test_without_class_token(self):
         dense = self.dense_backbone(use_class_token=False)
-        expected = compute(dense, self.inputs())
+        expected = predict(dense, self.inputs())
         coda = keras_coda.coda_wrap(dense, reduction_factor=1)
         assert coda.num_prefix_tokens == 0
-        assert_close(compute(coda, self.inputs()), expected)
+        assert_close(predict(coda, self.inputs()), expected)
