@@ -29,6 +29,7 @@ import argparse
 import contextlib
 import functools
 import json
+import math
 import os
 import pathlib
 import statistics
@@ -46,6 +47,7 @@ import timing
 
 import keras_coda
 from keras_coda.conversion.trained_weights import trained_weights
+from keras_coda.training.calibrate import Calibrator
 
 
 class Row(NamedTuple):
@@ -175,10 +177,17 @@ class Runner:
         row, seed = experiment.row, experiment.seed
         if row in ROUTED:
             model, notes = self.calibrated(experiment)
-            if row in SECOND_STAGES:
-                start = time.monotonic()
-                self.second_stage(model, row, seed)
-                notes["seconds"] += time.monotonic() - start
+            start = time.monotonic()
+            if row == "coda_labels":
+                arguments = self.arguments
+                rate, epochs = (
+                    arguments.second_learning_rate,
+                    arguments.second_epochs,
+                )
+                self.fit(model, self.task.train, epochs, rate, seed)
+            elif row == "coda_aligned":
+                self.align_best(model, notes, seed)
+            notes["seconds"] += time.monotonic() - start
             return model, notes
         if ROWS[row].num_layers is None:
             return self.fine_tuned(row, seed, self.arguments.learning_rate)
@@ -233,16 +242,17 @@ class Runner:
             with dtype_policy("float32"):
                 timed_model = build(self.task, "coda")
             load(trained_weights(timed_model), dense_path)
-            fitted = keras_coda.training.calibrate(
+            calibrator = Calibrator(
                 timed_model,
                 self.task.unlabelled,
-                speedup=experiment.speedup,
                 are_logits=True,
                 verbose=0,
                 cost=self.arguments.cost,
             )
+            fitted = calibrator.run(experiment.speedup)
             copy_weights(timed_model, model)
             return {
+                "alternatives": calibrator.alternatives,
                 "reduction_factor": list(map(float, fitted.reduction_factor)),
                 "speedup": float(fitted.speedup),
                 "error": float(fitted.error),
@@ -253,13 +263,37 @@ class Runner:
         keras_coda.set_reduction_factor(model, notes["reduction_factor"])
         return model, notes
 
-    def second_stage(self, model, row, seed):
+    def align_best(self, model, notes, seed):
+        """Aligns a calibrated model, and its alternatives; keeps the best.
+
+        As `keras_coda.training.accelerate` does.
+        """
+        weights = trained_weights(model)
+        dense_path = self.path("dense", self.arguments.learning_rate, seed)
+        calibrator = Calibrator(
+            model, self.task.unlabelled, are_logits=True, verbose=0
+        )
+        best_error, best_values = math.inf, None
+        candidates = [notes["reduction_factor"], *notes["alternatives"]]
+        for number, factors in enumerate(candidates):
+            if number > 0:
+                load(weights, dense_path)
+                calibrator.run_at(factors)
+            self.align(model)
+            error = calibrator.error()
+            if error < best_error:
+                best_error, notes["reduction_factor"] = error, factors
+                best_values = [
+                    keras.ops.convert_to_numpy(w) for w in weights.values()
+                ]
+        for weight, value in zip(weights.values(), best_values):
+            weight.assign(value)
+        keras_coda.set_reduction_factor(model, notes["reduction_factor"])
+
+    def align(self, model):
         """Training at the reduction factors that were calibrated."""
         arguments, part = self.arguments, self.task.train
         rate, epochs = arguments.second_learning_rate, arguments.second_epochs
-        if row == "coda_labels":
-            self.fit(model, part, epochs, rate, seed)
-            return
         with without_flash_attention():
             keras_coda.training.align(
                 model,

@@ -192,10 +192,10 @@ def _count(
 
 def count_block(block, n, reduction_factor, attention):
     """Multiply-adds of one conditional block on one sequence, by part."""
-    if reduction_factor == math.inf and type(block).is_left_out:
+    k = block.num_rows(n, reduction_factor)
+    if k == 0:
         return {}
     kernels = block.block.kernels()
-    k = block.router.routed_length(n, reduction_factor)
     m = n if attention == "k_to_all" else k
     projections, pairs = count_attention(kernels, k, m)
     if kernels.num_positions is not None:

@@ -197,6 +197,23 @@ class CausalConditionalBlock(ConditionalTransformerBlock):
             hidden, mask=mask, pinned=pinned, num_routed=num_routed
         )
 
+    def pinned_tokens(self, inputs, padding_mask=None, pinned=None):
+        """Also all that is behind the prompt, and its last token."""
+        chosen = super().pinned_tokens(inputs, padding_mask, pinned)
+        if self.prompt_length is None:
+            return chosen
+        positions = ops.arange(ops.shape(inputs)[1], dtype="int32")
+        return ops.logical_or(chosen, positions >= self.prompt_length - 1)
+
+    def num_rows(self, length, reduction_factor):
+        if self.prompt_length is None:
+            return self.router.routed_length(length, reduction_factor)
+        prompt = min(self.prompt_length, length)
+        rest = length - prompt
+        if prompt == 0:
+            return rest
+        return rest + self.router.routed_length(prompt, reduction_factor)
+
     def prefill(self, inputs, padding_mask, pinned):
         """Computes a prompt.
 

@@ -16,10 +16,10 @@ class BlockSettings:
     """How a conditional block routes, adapts and replaces.
 
     Args:
-        reduction_factor: float >= 1. Ratio of tokens to routed tokens.
-            Defaults to `4`. It may be changed later; models compiled before
-            then have to be compiled again
-            (`keras_coda.set_reduction_factor` does both).
+        reduction_factor: float >= 1. Ratio of tokens to routed tokens; at
+            `float("inf")` the block is left out with its adapter. Defaults to
+            `4`. It may be changed later; models compiled before then have to be
+            compiled again (`keras_coda.set_reduction_factor` does both).
         adapter_dim: int >= 1. Width of the adapter. Defaults to `64`.
         attention: `"k_to_all"`, the routed tokens attend to all tokens
             (better), or `"k_to_k"`, to each other (faster). Defaults to

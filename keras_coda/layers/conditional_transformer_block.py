@@ -260,6 +260,16 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
             return BlockRouting(weights, Rows())
         return BlockRouting(weights, Rows(indices))
 
+    def pinned_tokens(self, inputs, padding_mask=None, pinned=None):
+        """Which tokens are always computed, a bool `(batch_size, n)`."""
+        return self.router.pinned_tokens(inputs, padding_mask, pinned)
+
+    def num_rows(self, length, reduction_factor):
+        """How many of `length` tokens are computed at a reduction factor."""
+        if reduction_factor == math.inf:
+            return 0
+        return self.router.routed_length(length, reduction_factor)
+
     def _routed(self, inputs, hidden, attention_mask, shared, routing):
         """What `routing` leaves of the block's inputs."""
         query_rows = routing.rows

@@ -5,6 +5,7 @@ from rich.console import Console
 from keras_coda.conversion.coda_model import CodaModel
 from keras_coda.conversion.coda_wrap import coda_wrap
 from keras_coda.conversion.trained_weights import trained_weights
+from keras_coda.layers.set_reduction_factor import set_reduction_factor
 from keras_coda.training.align import align
 from keras_coda.training.calibrate import Calibrator
 from keras_coda.training.inputs import Batches
@@ -21,6 +22,7 @@ def accelerate(
     seed=0,
     verbose=1,
     are_logits=None,
+    cost="flops",
     **settings,
 ):
     """Makes a fine-tuned dense model fast, without labels.
@@ -28,8 +30,10 @@ def accelerate(
     It converts the model, chooses a reduction factor for each block, fits
     shortcuts and routers (`keras_coda.training.calibrate`), and then trains
     adapters, routers and layer normalisations to compute what the dense model
-    does (`keras_coda.training.align`). If training did not lower the error on
-    inputs that were held back, it is undone.
+    does (`keras_coda.training.align`). Where all tokens are read, it trains
+    dense first blocks alone too, which training brings further than it does
+    others. Of what was calibrated and trained, it keeps what has the smallest
+    error on inputs that were held back.
 
     Args:
         model: a fine-tuned KerasHub task, a functional model of your own around
@@ -37,8 +41,8 @@ def accelerate(
             weights with what is returned.
         x: inputs without labels, see `keras_coda.training.calibrate`: some
             hundred to calibrate, some thousand to train on.
-        speedup: float > 1. How many times fewer multiply-adds the encoder is
-            to take. Defaults to `2.5`.
+        speedup: float > 1. How many times less the model is to cost. Defaults
+            to `2.5`.
         epochs: int >= 0. Of training. Defaults to `2`.
         learning_rate: float. Of training, by AdamW with a cosine decay. A high
             one does harm. Defaults to `1e-3`.
@@ -49,6 +53,8 @@ def accelerate(
         are_logits: optional bool. Whether `model` returns logits, whose
             distribution is to be kept. Defaults to `True` for classifiers and
             language models of KerasHub, else `False`.
+        cost: `"flops"` or `"seconds"`, what `speedup` is asked of; see
+            `keras_coda.training.calibrate`. Defaults to `"flops"`.
         **settings: of `keras_coda.coda_wrap`. `shortcut_dim` defaults to `64`.
 
     Returns:
@@ -103,35 +109,61 @@ def accelerate(
         batch_size=batch_size,
         seed=seed,
         verbose=verbose,
+        cost=cost,
     )
+    weights = trained_weights(coda).values()
+    start = list(map(ops.convert_to_numpy, weights))
     calibration = calibrator.run(speedup)
-    if epochs:
-        weights = trained_weights(coda).values()
-        before = [ops.convert_to_numpy(weight) for weight in weights]
-        num_steps = epochs * len(calibrator.inputs)
+    found = [_Found(calibration, weights)]
+    candidates = [calibration.reduction_factor, *calibrator.alternatives]
+    for number, factors in enumerate(candidates if epochs else []):
+        if number > 0:
+            _assign(weights, start)
+            calibration = calibrator.run_at(factors)
         align(
             coda,
             model,
             Batches(calibrator.inputs),
-            optimizer=keras.optimizers.AdamW(
-                keras.optimizers.schedules.CosineDecay(
-                    0.0,
-                    decay_steps=max(num_steps - num_steps // 10, 1),
-                    warmup_target=learning_rate,
-                    warmup_steps=max(num_steps // 10, 1),
-                )
+            optimizer=_optimizer(
+                learning_rate, epochs * len(calibrator.inputs)
             ),
             logits_weight=float(calibrator.are_logits),
             temperature=2.0,
             epochs=epochs,
             verbose=verbose,
         )
-        error = calibrator.error()
-        if error < calibration.error:
-            calibration = calibration._replace(error=error)
-        else:
-            for weight, value in zip(weights, before):
-                weight.assign(value)
+        aligned = calibration._replace(error=calibrator.error())
+        found.append(_Found(aligned, weights))
+    best = min(found, key=lambda x: x.calibration.error)
+    calibration = best.calibration
+    set_reduction_factor(coda, calibration.reduction_factor)
+    _assign(weights, best.values)
     if verbose:
         Console().print(str(calibration), highlight=False)
     return coda, calibration
+
+
+class _Found:
+    """A calibrated model: its `Calibration`, and the values of its weights."""
+
+    def __init__(self, calibration, weights):
+        self.calibration = calibration
+        self.values = list(map(ops.convert_to_numpy, weights))
+
+
+def _assign(weights, values):
+    for weight, value in zip(weights, values):
+        weight.assign(value)
+
+
+def _optimizer(learning_rate, num_steps):
+    """AdamW with a warm-up and a cosine decay."""
+    num_warmup = num_steps // 10
+    return keras.optimizers.AdamW(
+        keras.optimizers.schedules.CosineDecay(
+            0.0,
+            decay_steps=max(num_steps - num_warmup, 1),
+            warmup_target=learning_rate,
+            warmup_steps=max(num_warmup, 1),
+        )
+    )

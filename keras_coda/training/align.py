@@ -2,6 +2,7 @@ import keras
 from keras import ops
 
 from keras_coda.conversion.around import with_backbone
+from keras_coda.conversion.causal_lm import CodaCausalLM
 from keras_coda.conversion.coda_model import validate_converted
 from keras_coda.conversion.coda_wrap import coda_wrap
 from keras_coda.conversion.trained_weights import backbone_of
@@ -137,6 +138,12 @@ def _make_teacher(coda, dense, target):
             weight.assign(ops.convert_to_numpy(weights[path]))
     if source is backbone_of(source):
         return teacher
+    if isinstance(coda, CodaCausalLM):
+        return type(coda)(
+            backbone=teacher,
+            preprocessor=None,
+            prompt_length=coda.prompt_length,
+        )
     return with_backbone(source, teacher)
 
 

@@ -83,7 +83,7 @@ class Search:
             ]
             for index in range(size)
         ]
-        self.measure(self.layers_left_out())
+        self.measure([self.layers_left_out()])
         self.measure([*self.cheapest_sums(), *self.patterns()])
         for _ in range(self.num_rounds):
             self.measure(self.neighbours(self.ranked()[0]))
@@ -167,13 +167,14 @@ class Search:
     def layers_left_out(self):
         """Dense first blocks, then nothing, but for one block between."""
         size = len(self.blocks)
-        for number in reversed(range(size)):
-            found = self.solve(
+        found = (
+            self.solve(
                 lambda r: [1] * number + [r] + [LEFT_OUT] * (size - number - 1)
             )
-            if found:
-                return found
-        return []
+            for number in reversed(range(size))
+        )
+        # There is some: `uniform` found something.
+        return next(filter(None, found))[0]
 
     def patterns(self):
         """Dense first or last blocks, left-out ones, one factor for others."""

@@ -125,7 +125,8 @@ def calibrate(
     Raises:
         TypeError: if `coda` was not converted.
         ValueError: if `num_passes` is below 2, `observed` or `cost` is unknown,
-            or `speedup` is out of reach; the message says what is in reach.
+            `coda` is a language model without a `prompt_length`, or `speedup`
+            is out of reach; the message says what is in reach.
 
     Example:
 
@@ -172,6 +173,9 @@ class Calibrator:
     Attributes:
         inputs: list of the batches that are fitted, as tensors.
         held_back: list of those on which the error is measured.
+        alternatives: list of reduction factors that are as fast as those that
+            were chosen, and may be better after training: dense first blocks
+            alone, where all tokens are read.
     """
 
     def __init__(
@@ -194,6 +198,12 @@ class Calibrator:
                 "`num_passes` must be at least 2, because random routings of "
                 f"the same input are compared. Received: {num_passes=}"
             )
+        if getattr(coda, "prompt_length", None) == 0:
+            raise ValueError(
+                "A language model routes its prompts: set `coda.prompt_length` "
+                "to the number of positions that they take in `x`. "
+                "Received: coda.prompt_length=0"
+            )
         if observed is not None and not callable(observed):
             validate_choice("observed", observed, OBSERVED)
         self.coda, self.backbone = coda, backbone_of(coda)
@@ -205,6 +215,7 @@ class Calibrator:
         if are_logits is None:
             are_logits = observed is None and has_logits(coda)
         self.are_logits = are_logits
+        self.alternatives = []
         with without_gradients(*self.models):
             self.read = self._what_is_read(observed)
             self.held_back = hold_back(self.inputs, self._num_observed())
@@ -245,6 +256,11 @@ class Calibrator:
             self._set_factors(before)
             raise
 
+    def run_at(self, reduction_factor):
+        """Returns a `Calibration` for other reduction factors."""
+        self._set_factors(reduction_factor)
+        return self.run()
+
     def error(self):
         """The error of what is read, of the model as it is."""
         chain = BlockChain(self.backbone, self.held_back)
@@ -267,7 +283,11 @@ class Calibrator:
         shortcuts = self._fit_shortcuts(in_sequence=False)
         routers = self._fit_routers()
         if speedup is not None:
-            self._set_factors(search.run(bar))
+            chosen = search.run(bar)
+            self._set_factors(chosen)
+            if self.observed.reads_all_tokens:
+                dropped = search.merged(search.layers_left_out())
+                self.alternatives = [dropped] * (dropped not in ([], chosen))
             if self._routers_depend_on_factors:
                 routers = self._fit_routers()
         if self.observed.reads_all_tokens:

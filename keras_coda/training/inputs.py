@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_coda.conversion.causal_lm import CodaCausalLM
+
 
 def preprocess(model, x):
     """Inputs of a backbone, made of texts by a task's preprocessor.
@@ -25,7 +27,10 @@ def preprocess(model, x):
             "of it. Pass the inputs of the backbone, a dict of arrays. "
             f"Received: x={str(x)[:60]}..."
         )
-    if isinstance(x, tuple):
+    if isinstance(model, CodaCausalLM):
+        # Of prompts and responses too.
+        outputs = model.preprocess_samples(x)
+    elif isinstance(x, tuple):
         # Without labels KerasHub takes the second texts for them.
         outputs = preprocessor(x, np.zeros(len(x[0])))
     else:

@@ -107,9 +107,7 @@ def block_lengths(backbone, batch):
 def pinned_tokens(block, record):
     """Which tokens of a `BlockRecord` are always routed, as an array."""
     return to_numpy(
-        block.router.pinned_tokens(
-            record.inputs, record.padding_mask, record.pinned
-        )
+        block.pinned_tokens(record.inputs, record.padding_mask, record.pinned)
     )
 
 

@@ -137,8 +137,12 @@ class Observed:
             shape = targets[0].shape[:-1]
             for name in ("decoder_padding_mask", "padding_mask"):
                 mask = batch.get(name) if isinstance(batch, dict) else None
-                if mask is not None and tuple(mask.shape) == shape:
-                    return [to_numpy(mask).astype("float32")]
+                if mask is None or len(shape) != 2:
+                    continue
+                # A language model's logits are those behind the prompt.
+                mask = to_numpy(mask).astype("float32")[:, -shape[1] :]
+                if mask.shape == shape:
+                    return [mask]
             return [np.ones(shape, "float32")]
         read = []
         for stack in self.stacks:

@@ -24,6 +24,9 @@ MODELS = {
 every_model = pytest.mark.parametrize(
     "name", MODELS if BACKEND == "torch" else ["Gemma3"]
 )
+torch_alone = pytest.mark.skipif(
+    BACKEND != "torch", reason="alike on all backends; the others compile"
+)
 # It exports no other without TensorFlow's text operations.
 SPECIAL = [
     "<|begin_of_text|>",
@@ -188,9 +191,7 @@ TEXTS = {
 }
 
 
-@pytest.mark.skipif(
-    BACKEND != "torch", reason="KerasHub preprocesses alike for all backends"
-)
+@torch_alone
 # As for a dense language model.
 @pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer")
 def test_prompts_and_responses_as_text(tmp_path):
@@ -232,6 +233,42 @@ def test_bad_arguments():
         coda.prompt_length = prompt_length
         with pytest.raises(ValueError, match="need a preprocessor"):
             coda.preprocess_samples(TEXTS)
+
+
+def test_multiply_adds_of_a_prompt_alone_fall():
+    coda = convert(make("Llama"), reduction_factor=4)
+    coda.prompt_length = 8
+    flops = keras_coda.analysis.flops(coda, sequence_length=12)
+    # 2 of the 8 tokens of the prompt, and all 4 behind it.
+    assert flops.coda["feedforward"] == flops.dense["feedforward"] * 6 / 12
+    coda.prompt_length = 0
+    flops = keras_coda.analysis.flops(coda, sequence_length=12)
+    assert flops.coda == flops.parallel_adapter
+
+
+@torch_alone
+def test_calibrate_and_align():
+    dense = make("Llama")
+    coda = keras_coda.coda_wrap(
+        dense, reduction_factor=1, adapter_dim=2, shortcut_dim=2
+    )
+    rng = np.random.default_rng(0)
+    inputs = {
+        "token_ids": rng.integers(1, 50, size=(64, 16)).astype("int32"),
+        "padding_mask": np.ones((64, 16), "int32"),
+    }
+    inputs["padding_mask"][:, 14:] = 0
+    with pytest.raises(ValueError, match="set `coda.prompt_length`"):
+        keras_coda.training.calibrate(coda, inputs, speedup=1.2)
+    coda.prompt_length = 12
+    calibration = keras_coda.training.calibrate(
+        coda, inputs, speedup=1.6, batch_size=16, verbose=0
+    )
+    assert calibration.speedup >= 1.6
+    history = keras_coda.training.align(
+        coda, dense, inputs, logits_weight=1.0, epochs=5, verbose=0
+    ).history
+    assert history["divergence"][-1] < history["divergence"][0]
 
 
 def test_vllm_is_refused():
