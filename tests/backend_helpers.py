@@ -10,9 +10,10 @@ BACKEND = keras.backend.backend()
 # torch.compile takes minutes on a cold machine.
 JIT_COMPILE = [False] if BACKEND == "torch" else [True, False]
 
-# What runs eagerly is compiled operation by operation, for each shape anew.
-slow_on_jax = pytest.mark.skipif(
-    BACKEND == "jax", reason="compiles for minutes; others run here"
+# JAX compiles what runs eagerly too, operation by operation, for each shape
+# anew. PyTorch compiles nothing.
+slow_to_compile = pytest.mark.skipif(
+    BACKEND != "torch", reason="compiles for minutes; others run here"
 )
 
 

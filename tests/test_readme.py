@@ -7,7 +7,7 @@ import keras
 import keras_hub
 import numpy as np
 
-from tests.backend_helpers import slow_on_jax
+from tests.backend_helpers import slow_to_compile
 from tests.conversion.models import bert_backbone
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -24,7 +24,7 @@ def test_ci_runs_the_test_command():
     assert test_command in (ROOT / ".ci" / "run").read_text()
 
 
-@slow_on_jax
+@slow_to_compile
 def test_usage_example(monkeypatch, tmp_path, capsys):
     """Runs the example, with a tiny model in the place of a download."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "film", "fine"]

@@ -7,7 +7,7 @@ import pytest
 
 import keras_coda
 from keras_coda.conversion.trained_weights import backbone_of
-from tests.backend_helpers import slow_on_jax
+from tests.backend_helpers import slow_to_compile
 from tests.conversion.models import bert_backbone
 from tests.conversion.models import bert_inputs
 from tests.conversion.models import predict
@@ -50,7 +50,7 @@ def test_training_leaves_the_dense_model_as_it_is(tmp_path):
     )
 
 
-@slow_on_jax
+@slow_to_compile
 def test_accelerate():
     tagger = make_tagger(bert_backbone(num_layers=3))
     inputs = {

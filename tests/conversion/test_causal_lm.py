@@ -5,6 +5,7 @@ import pytest
 
 import keras_coda
 from tests.backend_helpers import BACKEND
+from tests.backend_helpers import slow_to_compile
 from tests.conversion.models import assert_close
 from tests.conversion.models import randomize
 from tests.conversion.tiny import tiny_models
@@ -23,9 +24,6 @@ MODELS = {
 # PyTorch compiles nothing.
 every_model = pytest.mark.parametrize(
     "name", MODELS if BACKEND == "torch" else ["Gemma3"]
-)
-torch_alone = pytest.mark.skipif(
-    BACKEND != "torch", reason="alike on all backends; the others compile"
 )
 # It exports no other without TensorFlow's text operations.
 SPECIAL = [
@@ -191,7 +189,7 @@ TEXTS = {
 }
 
 
-@torch_alone
+@slow_to_compile
 # As for a dense language model.
 @pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer")
 def test_prompts_and_responses_as_text(tmp_path):
@@ -246,7 +244,7 @@ def test_multiply_adds_of_a_prompt_alone_fall():
     assert flops.coda == flops.parallel_adapter
 
 
-@torch_alone
+@slow_to_compile
 def test_calibrate_and_align():
     dense = make("Llama")
     coda = keras_coda.coda_wrap(

@@ -25,7 +25,7 @@ from tests.conversion.models import randomize
 from tests.conversion.tiny import tiny_models
 
 # PyTorch compiles nothing, and has most turns.
-TURNS = ("tensorflow", *5 * ["torch"], "jax", *5 * ["torch"])
+TURNS = (*2 * ["torch"], "tensorflow", *5 * ["torch"], "jax", *3 * ["torch"])
 
 
 def parametrize(names):

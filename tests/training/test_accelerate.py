@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import keras_coda
-from tests.backend_helpers import slow_on_jax
+from tests.backend_helpers import slow_to_compile
 from tests.conversion.models import bert_backbone
 from tests.conversion.models import predict
 
@@ -30,7 +30,7 @@ def texts(size=32):
     return [" ".join(rng.choice(WORDS, size=8)) for _ in range(size)]
 
 
-@slow_on_jax
+@slow_to_compile
 def test_from_texts_to_a_fast_task(capsys):
     dense = classifier()
     before = predict(dense, texts(8))
@@ -57,9 +57,7 @@ def test_pairs_of_texts():
     assert calibration.reduction_factor == [2, 2, 2]
 
 
-@pytest.mark.skipif(
-    keras.config.backend() != "torch", reason="the others compile for minutes"
-)
+@slow_to_compile
 def test_training_that_does_harm_is_undone():
     errors = []
     for learning_rate in (0.0, 10.0):
