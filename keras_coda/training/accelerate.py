@@ -2,6 +2,7 @@ import keras
 from keras import ops
 from rich.console import Console
 
+from keras_coda.conversion.causal_lm import CodaCausalLM
 from keras_coda.conversion.coda_model import CodaModel
 from keras_coda.conversion.coda_wrap import coda_wrap
 from keras_coda.conversion.trained_weights import trained_weights
@@ -23,6 +24,7 @@ def accelerate(
     verbose=1,
     are_logits=None,
     cost="flops",
+    prompt_length=None,
     **settings,
 ):
     """Makes a fine-tuned dense model fast, without labels.
@@ -55,6 +57,8 @@ def accelerate(
             language models of KerasHub, else `False`.
         cost: `"flops"` or `"seconds"`, what `speedup` is asked of; see
             `keras_coda.training.calibrate`. Defaults to `"flops"`.
+        prompt_length: int. Of a language model, how many positions of `x` are
+            the prompt; see docs/language_models.md. Defaults to `None`.
         **settings: of `keras_coda.coda_wrap`. `shortcut_dim` defaults to `64`.
 
     Returns:
@@ -102,6 +106,13 @@ def accelerate(
     validate_non_negative_integer("epochs", epochs)
     settings = {"shortcut_dim": 64, **settings}
     coda = coda_wrap(model, reduction_factor=1, **settings)
+    if prompt_length is not None:
+        if not isinstance(coda, CodaCausalLM):
+            raise ValueError(
+                "Language models alone have a `prompt_length`. Received: "
+                f"prompt_length={prompt_length}, model={model!r}"
+            )
+        coda.prompt_length = prompt_length
     calibrator = Calibrator(
         coda,
         x,

@@ -267,6 +267,40 @@ def test_calibrate_and_align():
         coda, dense, inputs, logits_weight=1.0, epochs=5, verbose=0
     ).history
     assert history["divergence"][-1] < history["divergence"][0]
+    fast, calibration = keras_coda.training.accelerate(
+        dense, inputs, 1.6, prompt_length=12, adapter_dim=2, verbose=0
+    )
+    assert type(fast) is type(coda)
+    assert fast.prompt_length == 12
+    assert calibration.reduction_factor == fast.reduction_factor
+
+
+def sequence_classifier(backbone):
+    """Reads the last real token."""
+    states = backbone(backbone.input)
+    is_real = keras.ops.cast(backbone.input["padding_mask"], "float32")
+    after = keras.ops.pad(is_real, [[0, 0], [0, 1]])[:, 1:]
+    is_last = keras.ops.expand_dims(is_real * (1 - after), -1)
+    pooled = keras.ops.sum(states * is_last, axis=1)
+    return keras.Model(backbone.input, keras.layers.Dense(3)(pooled))
+
+
+@slow_to_compile
+def test_sequence_heads():
+    dense = sequence_classifier(tiny_models()["MistralBackbone"].make())
+    coda = keras_coda.coda_wrap(dense, reduction_factor=1, adapter_dim=1)
+    inputs = prompts(length=20, lengths=[20, 12, 9] * 20)
+    expected = dense.predict(inputs, verbose=0)
+    assert_close(coda.predict(inputs, verbose=0), expected)
+    calibration = keras_coda.training.calibrate(
+        coda, inputs, speedup=1.5, verbose=0
+    )
+    # Of the last block, nothing but the last token is read.
+    assert calibration.reduction_factor[1] >= calibration.reduction_factor[0]
+    padded = prompts(length=24, lengths=[20, 12, 9] * 20)
+    assert_close(
+        coda.predict(padded, verbose=0), coda.predict(inputs, verbose=0)
+    )
 
 
 def test_vllm_is_refused():

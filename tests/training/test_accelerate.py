@@ -82,5 +82,7 @@ def test_bad_arguments():
         keras_coda.training.accelerate(
             classifier(), texts(), speedup=1.0, **SETTINGS
         )
+    with pytest.raises(ValueError, match="Language models alone"):
+        keras_coda.training.accelerate(classifier(), texts(), prompt_length=2)
     with pytest.raises(ValueError, match="epochs=-1"):
         keras_coda.training.accelerate(classifier(), texts(), epochs=-1)
