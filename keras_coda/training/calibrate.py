@@ -200,9 +200,9 @@ class Calibrator:
             )
         if getattr(coda, "prompt_length", None) == 0:
             raise ValueError(
-                "A language model routes its prompts: set `coda.prompt_length`, "
-                "or pass `prompt_length` to `accelerate`, the number of "
-                "positions that they take in `x`. "
+                "A language model routes its prompts: set "
+                "`coda.prompt_length`, or pass `prompt_length` to "
+                "`accelerate`, the number of positions that they take in `x`. "
                 "Received: coda.prompt_length=0"
             )
         if observed is not None and not callable(observed):

@@ -256,7 +256,7 @@ def test_calibrate_and_align():
         "padding_mask": np.ones((64, 16), "int32"),
     }
     inputs["padding_mask"][:, 14:] = 0
-    with pytest.raises(ValueError, match="set `coda.prompt_length`"):
+    with pytest.raises(ValueError, match="`coda.prompt_length`, or pass"):
         keras_coda.training.calibrate(coda, inputs, speedup=1.2)
     coda.prompt_length = 12
     calibration = keras_coda.training.calibrate(
@@ -268,7 +268,13 @@ def test_calibrate_and_align():
     ).history
     assert history["divergence"][-1] < history["divergence"][0]
     fast, calibration = keras_coda.training.accelerate(
-        dense, inputs, 1.6, prompt_length=12, adapter_dim=2, verbose=0
+        dense,
+        inputs,
+        speedup=1.6,
+        prompt_length=12,
+        adapter_dim=2,
+        shortcut_dim=2,
+        verbose=0,
     )
     assert type(fast) is type(coda)
     assert fast.prompt_length == 12
