@@ -53,6 +53,13 @@ class CodaCausalLM(CodaTask):
 
     def call(self, inputs, training=None, mask=None):
         hidden = self.backbone(inputs, training=training)
+        length = hidden.shape[1]
+        if length is not None and length < self.prompt_length:
+            raise ValueError(
+                "Inputs must be as long as `prompt_length`, or longer. "
+                f"Received: prompt_length={self.prompt_length}, and inputs of "
+                f"{length} tokens"
+            )
         if self.prompt_length:
             hidden = hidden[:, self.prompt_length - 1 :]
         return self.backbone.token_embedding(hidden, reverse=True)

@@ -212,6 +212,8 @@ def test_prompts_and_responses_as_text(tmp_path):
     assert history["loss"][-1] < history["loss"][0]
     texts = coda.generate(["ab cde", "f"], max_length=14)
     assert [text[0] for text in texts] == ["a", "f"]
+    stripped = coda.generate(["ab cde", "f"], max_length=14, strip_prompt=True)
+    assert [p + text for p, text in zip(["ab cde", "f"], stripped)] == texts
 
     coda.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras", compile=False)
@@ -227,6 +229,9 @@ def test_bad_arguments():
     coda = convert(dense)
     with pytest.raises(ValueError, match="prompt_length=-1"):
         coda.prompt_length = -1
+    coda.prompt_length = 13
+    with pytest.raises(ValueError, match="and inputs of 12 tokens"):
+        coda(prompts(12))
     for prompt_length in (0, 17):
         coda.prompt_length = prompt_length
         with pytest.raises(ValueError, match="need a preprocessor"):
