@@ -7,8 +7,12 @@ import keras
 import keras_hub
 import numpy as np
 
+import keras_coda
 from tests.backend_helpers import slow_to_compile
 from tests.conversion.models import bert_backbone
+from tests.conversion.test_causal_lm import TEXTS
+from tests.conversion.test_causal_lm import make
+from tests.conversion.test_causal_lm import preprocessor
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -45,7 +49,7 @@ def test_usage_example(monkeypatch, tmp_path, capsys):
         keras_hub.models.BertTextClassifier, "from_preset", from_preset
     )
     monkeypatch.chdir(tmp_path)
-    usage, from_dense, reading_all = blocks("python")
+    usage, from_dense, _, reading_all = blocks("python")
     variables = {"texts": ["a film", "fine film"] * 8, "labels": [0, 1] * 8}
     exec(usage, variables)
     printed = capsys.readouterr().out
@@ -70,3 +74,20 @@ def test_usage_example(monkeypatch, tmp_path, capsys):
             "tag_ids": tags,
         },
     )
+
+
+@slow_to_compile
+def test_language_model(monkeypatch):
+    dense = make("Llama3", preprocessor(sequence_length=512))
+    monkeypatch.setattr(
+        keras_hub.models.Llama3CausalLM, "from_preset", lambda name: dense
+    )
+    _, _, language_model, _ = blocks("python")
+    variables = {
+        "keras_hub": keras_hub,
+        "keras_coda": keras_coda,
+        "questions": TEXTS["prompts"],
+        "answers": TEXTS["responses"],
+    }
+    exec(language_model, variables)
+    assert variables["coda"].prompt_length == 448

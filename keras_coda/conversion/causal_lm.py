@@ -122,6 +122,7 @@ class CodaCausalLM(CodaTask):
     # === Generation ===
 
     def make_generate_function(self):
+        self.backbone.warn_of_new_routers()
         if self.generate_function is None:
             self._make_ends()
             compiled = super().make_generate_function()

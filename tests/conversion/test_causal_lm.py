@@ -222,6 +222,13 @@ def test_prompts_and_responses_as_text(tmp_path):
     assert loaded.generate(["ab cde", "f"], max_length=14) == texts
 
 
+def test_generating_with_new_routers_warns():
+    coda = keras_coda.coda_wrap(make("Llama"), reduction_factor=2)
+    coda.compile(sampler="greedy")
+    with pytest.warns(UserWarning, match="routers of this model are as they"):
+        generated(coda, prompts())
+
+
 def test_bad_arguments():
     dense = make("Llama3", preprocessor())
     with pytest.raises(ValueError, match="`attention='k_to_all'` alone"):
