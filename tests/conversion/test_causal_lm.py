@@ -321,6 +321,43 @@ def test_sequence_heads():
     )
 
 
+@slow_to_compile
+def test_embedding_gemma():
+    dense = tiny_models()["Gemma3Backbone"].make(
+        use_bidirectional_attention=True,
+        is_embedding_model=True,
+        pooling_intermediate_dim=8,
+        embedding_dim=4,
+    )
+    coda = keras_coda.coda_wrap(dense, reduction_factor=1)
+    inputs = prompts(20)
+    real = inputs["padding_mask"].astype(bool)
+    expected, outputs = (
+        model.predict(inputs, verbose=0) for model in (dense, coda)
+    )
+    assert_close(outputs["pooled_output"], expected["pooled_output"])
+    assert_close(
+        outputs["sequence_output"][real], expected["sequence_output"][real]
+    )
+
+
+@slow_to_compile
+def test_images_are_refused():
+    vision_encoder = keras_hub.models.Gemma3VisionEncoder(
+        image_size=16,
+        patch_size=4,
+        pool_size=2,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=16,
+        output_dim=16,
+    )
+    dense = tiny_models()["Gemma3Backbone"].make(vision_encoder=vision_encoder)
+    with pytest.raises(ValueError, match="`vision_encoder=None`"):
+        keras_coda.coda_wrap(dense)
+
+
 def test_vllm_is_refused():
     context = pytest.importorskip("keras_hub.src.vllm.context")
     coda = convert(make("Llama"))

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import keras
 from keras import ops
 
 from keras_coda.conversion.gemma_decoder import GEMMA
@@ -46,13 +47,19 @@ class Gemma3ConditionalBlock(GemmaConditionalBlock):
         pinned=None,
         training=None,
     ):
+        return super().call(x, padding_mask, pinned=pinned, training=training)
+
+    def compute_output_spec(
+        self, x, padding_mask=None, vision_mask=None, **kwargs
+    ):
+        # When a model is converted.
         if vision_mask is not None:
             raise ValueError(
                 "Gemma 3 is converted without its vision encoder alone: images "
                 "attend to what comes after them, and are not routed. Make the "
                 "backbone with `vision_encoder=None`."
             )
-        return super().call(x, padding_mask, pinned=pinned, training=training)
+        return keras.KerasTensor(x.shape, dtype=self.compute_dtype)
 
 
 register_family(
