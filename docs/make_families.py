@@ -22,9 +22,9 @@ Of KerasHub 0.32, seen when the families were tested:
   mixed precision.
 - T5Gemma has no windows in its encoder, whatever its layer types say, and
   neither has the converted one. T5Gemma 2 has them.
-- Qwen's windows are KerasHub's: it forgets them on JAX and PyTorch, where it calls
-  fused attention. EmbeddingGemma, a Gemma 3 that reads both ways, converts;
-  Gemma 3 with a vision encoder does not.
+- Qwen's windows are KerasHub's: it forgets them on JAX and PyTorch, where it
+  calls fused attention. EmbeddingGemma, a Gemma 3 that reads both ways,
+  converts; Gemma 3 with a vision encoder does not.
 - In the last block of CLIP's and SigLIP's text towers only the pooled token is
   read, and it is always routed: a large reduction factor there loses nothing.
 """
