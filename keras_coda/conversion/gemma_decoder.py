@@ -53,7 +53,12 @@ class GemmaConditionalBlock(CausalConditionalBlock):
 
 def optional(name):
     """A part that not every layer has."""
-    return lambda layer: getattr(layer, name, None) or keras.layers.Identity()
+
+    def find(layer):
+        part = getattr(layer, name, None)
+        return part or keras.layers.Identity(dtype=layer.dtype_policy)
+
+    return find
 
 
 GEMMA = Family(

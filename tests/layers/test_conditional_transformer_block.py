@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 
+import keras_coda
 from keras_coda.layers import ConditionalTransformerBlock
 from keras_coda.layers import TransformerBlock
 from keras_coda.layers.routed import BlockRouting
@@ -491,3 +492,19 @@ def test_half_precision_around_a_block_in_float32(
     outputs = layer(keras.ops.cast(INPUTS, "bfloat16"))
     assert keras.backend.standardize_dtype(outputs.dtype) == "bfloat16"
     assert np.all(np.isfinite(to_numpy(outputs)))
+
+
+def test_left_out_with_its_adapter(tmp_path):
+    layer = random_layer(
+        reduction_factor=float("inf"), adapter_dim=2, shortcut_dim=2
+    )
+    model = sequential(layer, length=10)
+    np.testing.assert_array_equal(predict(model, INPUTS), INPUTS)
+    with RoutingScope() as scope:
+        layer(INPUTS)
+    assert scope.record(layer).routing.rows.indices.shape == (4, 0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(predict(loaded, INPUTS), INPUTS)
+    keras_coda.set_reduction_factor(loaded, 1)
+    assert np.abs(predict(loaded, INPUTS) - INPUTS).max() > 0.1
