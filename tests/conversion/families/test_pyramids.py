@@ -3,9 +3,12 @@ import numpy as np
 import pytest
 
 import keras_coda
+from tests.backend_helpers import slow_to_compile
 from tests.conversion.models import assert_close
 from tests.conversion.models import predict
 from tests.conversion.tiny import tiny_models
+
+pytestmark = slow_to_compile
 
 
 def pyramid(backbone, inputs):
