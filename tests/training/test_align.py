@@ -5,6 +5,7 @@ import pytest
 
 import keras_coda
 from keras_coda.conversion.trained_weights import trained_weights
+from tests.backend_helpers import slow_to_compile
 from tests.conversion.models import bert_backbone
 from tests.conversion.models import bert_inputs
 from tests.conversion.models import predict
@@ -21,7 +22,10 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("family", sorted(MODELS))
+@pytest.mark.parametrize(
+    "family",
+    ["bert", *(pytest.param(x, marks=slow_to_compile) for x in ("t5", "vit"))],
+)
 def test_hidden_states_come_closer(family):
     make_backbone, make_inputs = MODELS[family]
     dense, inputs = make_backbone(), make_inputs()
@@ -96,7 +100,13 @@ def test_logits():
     assert flags == [w.trainable for w in dense.weights]
 
 
-@pytest.mark.parametrize("settings", [{}, {"shortcut_dim": 2, "lora_rank": 2}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"shortcut_dim": 2, "lora_rank": 2},
+        pytest.param({}, marks=slow_to_compile),
+    ],
+)
 def test_the_fine_tuned_model_itself_as_target(settings):
     dense = keras_hub.models.BertTextClassifier(bert_backbone(), num_classes=3)
     coda = keras_coda.coda_wrap(dense, reduction_factor=1, **settings)

@@ -12,6 +12,7 @@ from keras_coda.training.masked_patches import MaskedPatchesObjective
 from keras_coda.training.masked_patches import from_patches
 from keras_coda.training.masked_patches import to_patches
 from keras_coda.training.span_corruption import SpanCorruptionObjective
+from tests.backend_helpers import slow_to_compile
 from tests.conversion.models import bert_backbone
 from tests.conversion.models import predict
 from tests.conversion.models import t5_backbone
@@ -68,7 +69,12 @@ def vit():
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")
 @pytest.mark.parametrize(
     "make, all_weights",
-    [(bert, False), (bert, True), (t5, False), (vit, False)],
+    [
+        (bert, False),
+        pytest.param(bert, True, marks=slow_to_compile),
+        (t5, False),
+        pytest.param(vit, False, marks=slow_to_compile),
+    ],
 )
 def test_trains_what_it_should(make, all_weights):
     dense, x, arguments = make()
