@@ -238,14 +238,15 @@ class CausalConditionalBlock(ConditionalTransformerBlock):
         pair = self.block.keys_and_values(hidden, positions)
         return ops.stack(pair, axis=1)
 
-    def step(self, inputs, cache, index, mask):
+    def step(self, inputs, cache, index, position, mask):
         """Computes one token of each row, which attends to a cache.
 
         Args:
             inputs: tensor of shape `(batch_size, 1, hidden_dim)`.
             cache: tensor of shape `(batch_size, 2, m, num_heads, head_dim)`,
-                keys and values by position.
-            index: int tensor, the position of the token.
+                keys and values of tokens.
+            index: int tensor, the token's place in the cache.
+            position: int tensor, its position behind the first one's.
             mask: bool tensor of shape `(batch_size, m)`, false at padding.
 
         Returns:
@@ -253,7 +254,7 @@ class CausalConditionalBlock(ConditionalTransformerBlock):
         """
         block = self.block
         hidden = block.attention_input(inputs)
-        position = ops.reshape(index, (1, 1))
+        position = ops.reshape(position, (1, 1))
         new = ops.stack(block.keys_and_values(hidden, position), axis=1)
         cache = ops.slice_update(cache, (0, 0, index, 0, 0), new)
         distances = ops.arange(ops.shape(cache)[2], dtype="int32") - index

@@ -14,8 +14,9 @@ from keras_coda.layers.set_reduction_factor import forget_compiled
 from keras_coda.validation import validate_non_negative_integer
 
 PROMPT_KEYS = {"prompts", "responses"}
-# Prompts, and the room for what is generated, are rounded up to multiples.
-PROMPT_STEP, ROOM_STEP = 64, 16
+# Prompts, and the room for what is generated, are rounded up to multiples of
+# it where each length is compiled for.
+STEP = 64
 
 
 class CodaCausalLM(CodaTask):
@@ -128,14 +129,12 @@ class CodaCausalLM(CodaTask):
             compiled = super().make_generate_function()
 
             def generate(inputs, stop_token_ids=None):
-                prompts, room = left_padded(inputs)
+                prompts = left_padded(inputs)
                 outputs = compiled(
-                    keras.tree.map_structure(
-                        ops.convert_to_tensor, {**prompts, "room": room}
-                    ),
+                    keras.tree.map_structure(ops.convert_to_tensor, prompts),
                     stop_token_ids=stop_token_ids,
                 )
-                return right_padded(inputs, outputs, room, stop_token_ids)
+                return right_padded(inputs, prompts, outputs, stop_token_ids)
 
             self.generate_function = generate
         return self.generate_function
@@ -162,46 +161,50 @@ class CodaCausalLM(CodaTask):
         """Continues prompts that all end at the same position.
 
         Args:
-            inputs: dict of `token_ids` and `padding_mask` of prompts that are
-                padded on their left, of shape `(batch_size, p)`, and `room`, of
-                shape `(batch_size, m)`, where m is how many tokens to generate.
+            inputs: what `left_padded` returns.
             stop_token_ids: optional tuple of the ids to stop at.
 
         Returns:
-            The token ids, of shape `(batch_size, p + m)`.
+            The token ids, of shape `(batch_size, p + m)`, where the prompts
+            begin at `offset` and end at `offset + p`.
         """
-        prompt, room = inputs["token_ids"], inputs["room"]
+        prompt, offset = inputs["token_ids"], inputs["offset"]
+        start = prompt.shape[1] + offset
 
         def next(prompt, cache, index):
             # The token before gives the logits of this one.
             index = index - 1
             token = ops.slice(prompt, (0, index), (ops.shape(prompt)[0], 1))
-            hidden, cache = self._step(self._embed(token), cache, index)
+            hidden, cache = self._step(
+                self._embed(token), cache, index, index - offset
+            )
             logits = self._logits(hidden)
             return ops.squeeze(logits, 1), ops.squeeze(hidden, 1), cache
 
+        ids = ops.concatenate([prompt, inputs["room"]], axis=1)
+        ids = ops.slice_update(ops.zeros_like(ids), (0, offset), prompt)
+        columns = ops.arange(ids.shape[1], dtype="int32")
         return self.sampler(
             next=next,
-            prompt=ops.concatenate([prompt, room], axis=1),
-            cache=self._prefill(prompt, inputs["padding_mask"], room.shape[1]),
-            index=prompt.shape[1],
-            mask=ops.concatenate(
-                [ops.ones_like(prompt, "bool"), ops.zeros_like(room, "bool")],
-                axis=1,
-            ),
+            prompt=ids,
+            cache=self._prefill(inputs),
+            index=start,
+            mask=ops.broadcast_to(columns < start, ops.shape(ids)),
             stop_token_ids=stop_token_ids,
             model=self,
         )
 
-    def _prefill(self, prompt, mask, room):
+    def _prefill(self, inputs):
         """The cache of prompts, with room for further tokens.
 
         A dict of `blocks`, the keys and values of each, and `mask`, of shape
         `(batch_size, p + m)`, false at padding.
         """
-        mask = ops.cast(mask, "bool")
-        inputs = {"token_ids": prompt, "padding_mask": mask}
-        pinned = self.backbone.family.pinned(inputs)
+        prompt, offset = inputs["token_ids"], inputs["offset"]
+        mask = ops.cast(inputs["padding_mask"], "bool")
+        pinned = self.backbone.family.pinned(
+            {"token_ids": prompt, "padding_mask": mask}
+        )
         hidden = self._embed(prompt)
         caches = []
         *blocks, last = self.backbone.conditional_blocks
@@ -210,22 +213,30 @@ class CodaCausalLM(CodaTask):
             caches.append(cache)
         # Of what the last block does to a prompt, nothing is read.
         caches.append(last.keys_and_values(hidden))
-        behind = [[0, 0], [0, room]]
+        room = inputs["room"].shape[1]
+
+        def place(cache):
+            widths = [[0, 0], [0, 0], [0, room], [0, 0], [0, 0]]
+            empty = ops.zeros_like(ops.pad(cache, widths))
+            return ops.slice_update(empty, (0, 0, offset, 0, 0), cache)
+
+        padded = ops.pad(mask, [[0, 0], [0, room]])
+        placed = ops.slice_update(ops.zeros_like(padded), (0, offset), mask)
+        columns = ops.arange(padded.shape[1], dtype="int32")
         return {
-            "blocks": tuple(
-                ops.pad(cache, [[0, 0], *behind, [0, 0], [0, 0]])
-                for cache in caches
-            ),
-            "mask": ops.pad(mask, behind, constant_values=True),
+            "blocks": tuple(map(place, caches)),
+            "mask": ops.logical_or(placed, columns >= prompt.shape[1] + offset),
         }
 
-    def _step(self, hidden, cache, index):
+    def _step(self, hidden, cache, index, position):
         """One token of each row through all blocks."""
         caches = []
         for block, own in zip(
             self.backbone.conditional_blocks, cache["blocks"]
         ):
-            hidden, own = block.step(hidden, own, index, cache["mask"])
+            hidden, own = block.step(
+                hidden, own, index, position, cache["mask"]
+            )
             caches.append(own)
         return hidden, {"blocks": tuple(caches), "mask": cache["mask"]}
 
@@ -238,42 +249,45 @@ def left_padded(inputs):
             of shape `(batch_size, n)`: padded on their right.
 
     Returns:
-        A tuple of such a dict, of arrays `(batch_size, p)`, and an array of
-        zeros `(batch_size, m)`, enough for the shortest prompt to grow to n.
+        A dict of arrays: `token_ids` and `padding_mask` of shape `(batch_size,
+        p)`; `room`, zeros of shape `(batch_size, m)`, enough for the shortest
+        prompt to grow to n; and `offset`, how much more than enough it is.
     """
     token_ids, mask = _to_arrays(inputs)
     batch_size, n = token_ids.shape
     lengths = mask.sum(axis=1)
-    width = _rounded(lengths.max(), PROMPT_STEP)
+    width = _rounded(lengths.max())
     columns = np.arange(width) - (width - lengths[:, None])
     is_real = columns >= 0
     moved = np.take_along_axis(token_ids, np.maximum(columns, 0), axis=1)
-    prompts = {
+    num_steps = n - lengths.min()
+    room = _rounded(num_steps)
+    return {
         "token_ids": np.where(is_real, moved, 0).astype("int32"),
         "padding_mask": is_real.astype("int32"),
+        "room": np.zeros((batch_size, room), "int32"),
+        "offset": np.array(room - num_steps, "int32"),
     }
-    room = _rounded(n - lengths.min(), ROOM_STEP)
-    return prompts, np.zeros((batch_size, room), "int32")
 
 
-def right_padded(inputs, token_ids, room, stop_token_ids):
+def right_padded(inputs, prompts, token_ids, stop_token_ids):
     """What `generate` returns: rows that begin at the first position.
 
     Args:
-        inputs: see `left_padded`.
+        inputs, prompts: what `left_padded` takes and returns.
         token_ids: tensor of shape `(batch_size, p + m)`.
-        room: array of shape `(batch_size, m)`.
         stop_token_ids: optional tuple of the ids that end a row.
 
     Returns:
         A dict of tensors `token_ids` and `padding_mask`, `(batch_size, n)`.
     """
     _, mask = _to_arrays(inputs)
-    token_ids = ops.convert_to_numpy(token_ids)
-    width = token_ids.shape[1] - room.shape[1]
-    start = width - mask.sum(axis=1, keepdims=True)
+    end = prompts["token_ids"].shape[1] + prompts["offset"]
+    start = end - mask.sum(axis=1, keepdims=True)
     columns = start + np.arange(mask.shape[1])
-    token_ids = np.take_along_axis(token_ids, columns, axis=1)
+    token_ids = np.take_along_axis(
+        ops.convert_to_numpy(token_ids), columns, axis=1
+    )
     padding_mask = np.ones_like(mask)
     if stop_token_ids is not None:
         ends = np.isin(token_ids, list(stop_token_ids)) & ~mask
@@ -289,8 +303,6 @@ def _to_arrays(inputs):
     return token_ids, ops.convert_to_numpy(inputs["padding_mask"]).astype(bool)
 
 
-def _rounded(length, step):
-    """A multiple of `step`, where each length is compiled for."""
-    if not compiles_generation():
-        step = 1
+def _rounded(length):
+    step = STEP if compiles_generation() else 1
     return max(-(-int(length) // step), 1) * step
