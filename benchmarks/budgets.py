@@ -237,7 +237,6 @@ class Runner:
         def calibrate():
             if not dense_path.exists():
                 self.fine_tuned("dense", seed, rate)
-            load(trained_weights(model), dense_path)
             # In the precision in which speed is measured.
             with dtype_policy("float32"):
                 timed_model = build(self.task, "coda")

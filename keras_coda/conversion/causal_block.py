@@ -20,8 +20,8 @@ NUM_PINNED = 2
 class CausalBlock(EncoderBlock):
     """Grouped heads at rotary positions.
 
-    A family sets the attributes that its layers have, and overrides `heads`
-    where queries and keys are normalised before they are turned.
+    A family sets the attributes that its layers have, and overrides `query` and
+    `key` where heads are normalised before they are turned.
 
     Attributes:
         rotary: the layer that turns heads by the angles of their positions.
@@ -172,18 +172,14 @@ class CausalConditionalBlock(ConditionalTransformerBlock):
         mask = ops.ones(shape, "bool")
         if padding_mask is not None:
             mask = ops.cast(padding_mask, "bool")
-        if pinned is None:
-            pinned = ops.zeros(shape, "bool")
+        pinned = self.pinned_tokens(hidden, mask, pinned)
         if self.prompt_length is None:
             weights, indices = self._choose(hidden, mask, pinned)
             return BlockRouting(weights, Rows(indices))
         batch_size, length = shape
-        # All prompts end at the same position.
-        positions = ops.arange(length, dtype="int32")
-        pinned = ops.logical_or(pinned, positions == self.prompt_length - 1)
         prompt = (x[:, : self.prompt_length] for x in (hidden, mask, pinned))
         weights, indices = self._choose(*prompt)
-        rest = positions[self.prompt_length :]
+        rest = ops.arange(length, dtype="int32")[self.prompt_length :]
         rest = ops.broadcast_to(rest, (batch_size, ops.shape(rest)[0]))
         return BlockRouting(
             ops.concatenate([weights, ops.ones_like(rest, "float32")], axis=1),
@@ -198,7 +194,7 @@ class CausalConditionalBlock(ConditionalTransformerBlock):
         )
 
     def pinned_tokens(self, inputs, padding_mask=None, pinned=None):
-        """Also all that is behind the prompt, and its last token."""
+        """Also all behind the prompt, and where all prompts end."""
         chosen = super().pinned_tokens(inputs, padding_mask, pinned)
         if self.prompt_length is None:
             return chosen

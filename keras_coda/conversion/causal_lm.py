@@ -10,7 +10,6 @@ from keras import ops
 from keras_coda.conversion.backend_differences import compiles_generation
 from keras_coda.conversion.backend_differences import join
 from keras_coda.conversion.coda_task import CodaTask
-from keras_coda.layers.set_reduction_factor import forget_compiled
 from keras_coda.validation import validate_non_negative_integer
 
 PROMPT_KEYS = {"prompts", "responses"}
@@ -50,7 +49,7 @@ class CodaCausalLM(CodaTask):
         validate_non_negative_integer("prompt_length", value)
         for block in self.backbone.conditional_blocks:
             block.prompt_length = value
-        forget_compiled(self)
+        self.backbone.forget_compiled()
 
     def call(self, inputs, training=None, mask=None):
         hidden = self.backbone(inputs, training=training)

@@ -4,8 +4,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_coda.conversion.causal_lm import CodaCausalLM
-
 
 def preprocess(model, x):
     """Inputs of a backbone, made of texts by a task's preprocessor.
@@ -20,21 +18,17 @@ def preprocess(model, x):
     """
     if not _is_text(x):
         return x
-    preprocessor = getattr(model, "preprocessor", None)
-    if preprocessor is None:
+    if getattr(model, "preprocessor", None) is None:
         raise ValueError(
             "`x` is text, and the model has no preprocessor that makes tokens "
             "of it. Pass the inputs of the backbone, a dict of arrays. "
             f"Received: x={str(x)[:60]}..."
         )
-    if isinstance(model, CodaCausalLM):
-        # Of prompts and responses too.
-        outputs = model.preprocess_samples(x)
-    elif isinstance(x, tuple):
+    if isinstance(x, tuple):
         # Without labels KerasHub takes the second texts for them.
-        outputs = preprocessor(x, np.zeros(len(x[0])))
+        outputs = model.preprocess_samples(x, np.zeros(len(x[0])))
     else:
-        outputs = preprocessor(x)
+        outputs = model.preprocess_samples(x)
     inputs, _, _ = keras.utils.unpack_x_y_sample_weight(outputs)
     return keras.tree.map_structure(ops.convert_to_numpy, inputs)
 
