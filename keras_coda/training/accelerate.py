@@ -1,3 +1,5 @@
+from typing import NamedTuple
+
 import keras
 from keras import ops
 from rich.console import Console
@@ -9,8 +11,14 @@ from keras_coda.conversion.trained_weights import trained_weights
 from keras_coda.layers.set_reduction_factor import set_reduction_factor
 from keras_coda.training.align import align
 from keras_coda.training.calibrate import Calibrator
+from keras_coda.training.calibration import Calibration
 from keras_coda.training.inputs import Batches
+from keras_coda.training.inputs import count_batches
+from keras_coda.training.inputs import make_batches
 from keras_coda.validation import validate_non_negative_integer
+
+# Inputs that are calibrated on, at most: more of them say little.
+NUM_CALIBRATED = 512
 
 
 def accelerate(
@@ -25,6 +33,7 @@ def accelerate(
     are_logits=None,
     cost="flops",
     prompt_length=None,
+    objective=None,
     **settings,
 ):
     """Makes a fine-tuned dense model fast, without labels.
@@ -35,14 +44,15 @@ def accelerate(
     does (`keras_coda.training.align`). Where all tokens are read, it trains
     dense first blocks alone too, which training brings further than it does
     others. Of what was calibrated and trained, it keeps what has the smallest
-    error on inputs that were held back.
+    error on inputs that were held back, or the smallest `objective`.
 
     Args:
         model: a fine-tuned KerasHub task, a functional model of your own around
             a backbone, or a backbone. It is not changed, and shares its frozen
             weights with what is returned.
-        x: inputs without labels, see `keras_coda.training.calibrate`: some
-            hundred to calibrate, some thousand to train on.
+        x: inputs without labels, see `keras_coda.training.calibrate`. The first
+            512 are calibrated on, all are trained on. Some thousand are worth
+            it, most of all where all tokens are read.
         speedup: float > 1. How many times less the model is to cost. Defaults
             to `2.5`.
         epochs: int >= 0. Of training. Defaults to `2`.
@@ -59,6 +69,10 @@ def accelerate(
             `keras_coda.training.calibrate`. Defaults to `"flops"`.
         prompt_length: int. Of a language model, how many positions of `x` are
             the prompt; see docs/language_models.md. Defaults to `None`.
+        objective: optional function of the converted model, to be as small as
+            can be: the error on labelled inputs, say. Without labels,
+            which of two models is better for a task is a guess. Defaults to
+            the error on inputs that were held back.
         **settings: of `keras_coda.coda_wrap`. `shortcut_dim` defaults to `64`.
 
     Returns:
@@ -113,9 +127,11 @@ def accelerate(
                 f"prompt_length={prompt_length}, model={model!r}"
             )
         coda.prompt_length = prompt_length
+    batches = make_batches(coda, x, batch_size)
+    num_calibrated = count_batches(batches, NUM_CALIBRATED)
     calibrator = Calibrator(
         coda,
-        x,
+        batches[:num_calibrated],
         are_logits=are_logits,
         batch_size=batch_size,
         seed=seed,
@@ -125,7 +141,15 @@ def accelerate(
     weights = trained_weights(coda).values()
     start = list(map(ops.convert_to_numpy, weights))
     calibration = calibrator.run(speedup)
-    found = [_Found(calibration, weights)]
+    inputs = calibrator.inputs + batches[num_calibrated:]
+    found = []
+
+    def keep(calibration):
+        score = calibration.error if objective is None else objective(coda)
+        values = list(map(ops.convert_to_numpy, weights))
+        found.append(_Found(calibration, values, score))
+
+    keep(calibration)
     candidates = [calibration.reduction_factor, *calibrator.alternatives]
     for number, factors in enumerate(candidates if epochs else []):
         if number > 0:
@@ -134,18 +158,15 @@ def accelerate(
         align(
             coda,
             model,
-            Batches(calibrator.inputs),
-            optimizer=_optimizer(
-                learning_rate, epochs * len(calibrator.inputs)
-            ),
+            Batches(inputs),
+            optimizer=_optimizer(learning_rate, epochs * len(inputs)),
             logits_weight=float(calibrator.are_logits),
             temperature=2.0,
             epochs=epochs,
             verbose=verbose,
         )
-        aligned = calibration._replace(error=calibrator.error())
-        found.append(_Found(aligned, weights))
-    best = min(found, key=lambda x: x.calibration.error)
+        keep(calibration._replace(error=calibrator.error()))
+    best = min(found, key=lambda x: x.score)
     calibration = best.calibration
     set_reduction_factor(coda, calibration.reduction_factor)
     _assign(weights, best.values)
@@ -154,12 +175,18 @@ def accelerate(
     return coda, calibration
 
 
-class _Found:
-    """A calibrated model: its `Calibration`, and the values of its weights."""
+class _Found(NamedTuple):
+    """A model that was found.
 
-    def __init__(self, calibration, weights):
-        self.calibration = calibration
-        self.values = list(map(ops.convert_to_numpy, weights))
+    Attributes:
+        calibration: its `Calibration`.
+        values: arrays of its weights.
+        score: the smaller the better.
+    """
+
+    calibration: Calibration
+    values: list
+    score: float
 
 
 def _assign(weights, values):

@@ -63,11 +63,18 @@ def make_batches(model, x, batch_size):
 
 def hold_back(inputs, size):
     """The last batches: `size` inputs, but a quarter at most."""
-    num_batches, count = 0, 0
-    while num_batches < max(len(inputs) // 4, 1) and count < max(size, 1):
-        num_batches += 1
-        count += len(keras.tree.flatten(inputs[-num_batches])[0])
-    return inputs[-num_batches:]
+    last = inputs[::-1][: max(len(inputs) // 4, 1)]
+    return inputs[-count_batches(last, size) :]
+
+
+def count_batches(inputs, size):
+    """How many of the first batches hold `size` inputs together."""
+    count = 0
+    for number, batch in enumerate(inputs, start=1):
+        count += len(keras.tree.flatten(batch)[0])
+        if count >= size:
+            return number
+    return len(inputs)
 
 
 class Batches(keras.utils.PyDataset):

@@ -135,12 +135,13 @@ class Observed:
         targets = self.targets[-1]
         if callable(self.read):
             shape = targets[0].shape[:-1]
+            # A language model's outputs begin at the prompt's last token.
+            start = (getattr(self.stacks[0][0], "prompt_length", None) or 1) - 1
             for name in ("decoder_padding_mask", "padding_mask"):
                 mask = batch.get(name) if isinstance(batch, dict) else None
-                if mask is None or len(shape) != 2:
+                if mask is None:
                     continue
-                # A language model's logits are those behind the prompt.
-                mask = to_numpy(mask).astype("float32")[:, -shape[1] :]
+                mask = to_numpy(mask).astype("float32")[:, start:]
                 if mask.shape == shape:
                     return [mask]
             return [np.ones(shape, "float32")]

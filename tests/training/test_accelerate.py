@@ -1,3 +1,5 @@
+import importlib
+
 import keras
 import keras_hub
 import numpy as np
@@ -72,6 +74,48 @@ def test_training_that_does_harm_is_undone():
         errors.append(calibration.error)
         assert np.all(np.isfinite(predict(fast, texts(8))))
     assert errors[1] <= errors[0] * (1 + 1e-3)
+
+
+@slow_to_compile
+def test_what_has_the_smallest_objective_is_kept():
+    seen = []
+
+    def objective(coda):
+        seen.append(predict(coda, texts(8)))
+        return -len(seen)  # The last is the best, whatever it computes.
+
+    fast, _ = keras_coda.training.accelerate(
+        classifier(), texts(), speedup=1.5, objective=objective, **SETTINGS
+    )
+    assert len(seen) == 2
+    assert np.any(seen[0] != seen[1])
+    np.testing.assert_allclose(predict(fast, texts(8)), seen[-1], atol=1e-6)
+
+
+def test_all_inputs_are_trained_on_and_some_calibrated_on(monkeypatch):
+    module = importlib.import_module("keras_coda.training.accelerate")
+    monkeypatch.setattr(module, "NUM_CALIBRATED", 16)
+    sizes = {}
+
+    def count(name, function):
+        def counting(first, second, inputs, **arguments):
+            sizes[name] = sum(len(ids["token_ids"]) for (ids,) in inputs)
+            return function(first, second, inputs, **arguments)
+
+        return counting
+
+    class Calibrator(module.Calibrator):
+        def __init__(self, coda, x, **arguments):
+            sizes["calibrated"] = sum(len(ids["token_ids"]) for ids in x)
+            super().__init__(coda, x, **arguments)
+
+    monkeypatch.setattr(module, "align", count("aligned", module.align))
+    monkeypatch.setattr(module, "Calibrator", Calibrator)
+    module.accelerate(
+        classifier(), texts(40), speedup=1.5, epochs=1, batch_size=8, **SETTINGS
+    )
+    # But for a batch that is held back.
+    assert sizes == {"calibrated": 16, "aligned": 32}
 
 
 def test_bad_arguments():

@@ -414,6 +414,23 @@ def test_trainable_weights_stay_trainable():
     assert [weight.path for weight in coda.trainable_weights] == before
 
 
+def test_outputs_of_another_length_are_all_read():
+    # Two distributions over 12 tokens, of which the last are padding.
+    coda = keras_coda.coda_wrap(bert_backbone(), reduction_factor=3)
+    randomize(coda)
+    inputs = bert_inputs()
+    inputs["padding_mask"][:, -4:] = 0
+
+    def read(batch):
+        states = coda(batch)["sequence_output"][..., :2]
+        return keras.ops.transpose(states, (0, 2, 1))
+
+    calibration = keras_coda.training.calibrate(
+        coda, inputs, observed=read, are_logits=True, verbose=0
+    )
+    assert calibration.error > 0
+
+
 def test_bad_observed():
     coda = keras_coda.coda_wrap(bert_backbone())
     with pytest.raises(ValueError, match="observed='words'"):
