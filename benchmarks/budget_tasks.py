@@ -468,7 +468,7 @@ class Kind(NamedTuple):
         sequence_length: int, n.
         num_labels: int.
         reads: `"class"`, `"tokens"` or `"span"`.
-        train_share: of the number of training examples that is asked for:
+        train_share: of the numbers of examples to train on that are asked for:
             long ones take long.
     """
 
@@ -496,12 +496,13 @@ class BudgetTask:
 
     Args:
         name: str, a key of TASKS.
-        train_size, validation_size, test_size, unlabelled_size: int, numbers
-            of examples.
+        train_size, validation_size, test_size, unlabelled_size,
+            alignment_size: int, numbers of examples, fewer where there are
+            not so many documents.
 
     Attributes:
         train, validation, test: a `Part` each.
-        unlabelled: inputs, of documents for training.
+        unlabelled, alignment: inputs, of documents for training.
         tokenizer: of KerasHub.
     """
 
@@ -512,6 +513,7 @@ class BudgetTask:
         validation_size=300,
         test_size=600,
         unlabelled_size=256,
+        alignment_size=4000,
     ):
         self.name = name
         self.kind = TASKS[name]
@@ -527,14 +529,19 @@ class BudgetTask:
             shuffle = random.Random(f"{name}/{part}")
             return self.kind.make(documents, size, shuffle, encoder)
 
-        train_size = max(1, round(self.kind.train_share * train_size))
-        self.train = make("train", documents["train"], train_size)
+        def share(size):
+            return max(1, round(self.kind.train_share * size))
+
+        self.train = make("train", documents["train"], share(train_size))
         self.validation = make(
             "validation", documents["validation"], validation_size
         )
         self.test = make("test", documents["test"], test_size)
         self.unlabelled = make(
             "unlabelled", documents["train"], unlabelled_size
+        ).inputs
+        self.alignment = make(
+            "alignment", documents["train"], share(alignment_size)
         ).inputs
         self.heads = {}
 

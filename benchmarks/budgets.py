@@ -5,18 +5,16 @@
 
 Fine-tunes all-MiniLM-L6-v2 on the text tasks of budget_tasks.py. CoDA is
 fine-tuned as dense adapters, which are the row `dense` of the same seed, and is
-then calibrated for each of `--speedups`. What it is compared with is fine-tuned
-for its speed from the start: dense adapters on shortened inputs, or on the
-first layers alone with their pooler. All start from a head trained on the
-frozen features.
+then calibrated for each of `--speedups`, and aligned without labels on texts of
+the training split. The row `coda_labels` may go on with labels, and chooses
+between all of these by the validation part. What CoDA is compared with is
+fine-tuned for its speed from the start: dense adapters on shortened inputs, or
+on the first layers alone with their pooler, or all weights of the first layers.
+All start from a head trained on the frozen features.
 
 Tasks, sizes and settings were chosen before there were any results. What is
 chosen by results, the learning rate of the first layers, is chosen on the
-validation part with seed 0. The test part is for finished runs. What one epoch
-at the calibrated factors does to a model:
-
-    --tasks spans --rows coda_aligned,coda_labels --speedups 2 --seeds 0
-    --second-epochs 1 --second-learning-rate 3e-3 --output FOLDER
+validation part with seed 0. The test part is for finished runs.
 
 Training and accuracy are in mixed bfloat16 (`--dtype`), speed is measured in
 float32. Writes budgets.json, budgets.md and budgets.png. Each finished run is
@@ -58,24 +56,29 @@ class Row(NamedTuple):
         family: rows that are one line in the figure.
         num_layers: of the first layers alone, or `None` for all.
         divisor: inputs are cut to n / divisor.
+        is_whole: whether all weights are trained, in the place of adapters.
     """
 
     text: str
     family: str
     num_layers: int | None = None
     divisor: int = 1
+    is_whole: bool = False
 
 
 ROWS = {
     "dense": Row("parallel adapters, dense", "dense"),
     "coda": Row("CoDA, calibrated", "coda"),
     "coda_aligned": Row("CoDA, calibrated and aligned", "coda_aligned"),
-    "coda_labels": Row("CoDA, calibrated, then labels", "coda_labels"),
+    "coda_labels": Row("CoDA, chosen by labels", "coda_labels"),
     "truncated2": Row("first n / 2 tokens", "truncated", divisor=2),
     "truncated3": Row("first n / 3 tokens", "truncated", divisor=3),
     "first4": Row("first 4 of 6 layers", "first layers", num_layers=4),
     "first3": Row("first 3 of 6 layers", "first layers", num_layers=3),
     "first2": Row("first 2 of 6 layers", "first layers", num_layers=2),
+    "whole4": Row("first 4, all weights", "whole", 4, is_whole=True),
+    "whole3": Row("first 3, all weights", "whole", 3, is_whole=True),
+    "whole2": Row("first 2, all weights", "whole", 2, is_whole=True),
     "lora": Row("KerasHub LoRA, rank 8, dense", "lora"),
 }
 SECOND_STAGES = ("coda_aligned", "coda_labels")
@@ -118,12 +121,14 @@ def parse_arguments():
     add("--validation-size", type=int, default=300)
     add("--test-size", type=int, default=600)
     add("--unlabelled-size", type=int, default=256, help="for calibration")
+    add("--alignment-size", type=int, default=4000, help="without labels")
     add("--epochs", type=int, default=3)
     add("--batch-size", type=int, default=32)
     add("--learning-rate", type=float, default=3e-3)
     add("--layers-learning-rates", default="1e-3,3e-3", help="of first layers")
-    add("--second-epochs", type=int, default=2, help="of alignment")
-    add("--second-learning-rate", type=float, default=1e-3, help="of it")
+    add("--whole-learning-rates", default="5e-5,2e-4", help="of all weights")
+    add("--second-epochs", type=int, default=2, help="of alignment, of labels")
+    add("--second-learning-rate", type=float, default=1e-3, help="of these")
     add("--cost", default="seconds", help="what CoDA's speedup is of")
     add("--dtype", default="mixed_bfloat16", help="default: %(default)s")
     add("--num-rounds", type=int, default=7, help="of timing")
@@ -140,6 +145,7 @@ def parse_arguments():
         validation_size=8,
         test_size=8,
         unlabelled_size=8,
+        alignment_size=16,
         epochs=1,
         second_epochs=1,
         num_rounds=1,
@@ -177,17 +183,10 @@ class Runner:
         row, seed = experiment.row, experiment.seed
         if row in ROUTED:
             model, notes = self.calibrated(experiment)
-            start = time.monotonic()
-            if row == "coda_labels":
-                arguments = self.arguments
-                rate, epochs = (
-                    arguments.second_learning_rate,
-                    arguments.second_epochs,
+            if row != "coda":
+                notes |= timed(
+                    lambda: self.train_best(model, notes, experiment)
                 )
-                self.fit(model, self.task.train, epochs, rate, seed)
-            elif row == "coda_aligned":
-                self.align_best(model, notes, seed)
-            notes["seconds"] += time.monotonic() - start
             return model, notes
         if ROWS[row].num_layers is None:
             return self.fine_tuned(row, seed, self.arguments.learning_rate)
@@ -208,7 +207,7 @@ class Runner:
             self.fit(model, part, self.arguments.epochs, learning_rate, seed)
             return {"learning_rate": learning_rate}
 
-        if name == "lora":
+        if name == "lora" or ROWS[name].is_whole:
             return model, timed(train)
         path = self.path(name, learning_rate, seed)
         return model, keep(path, kept_weights(model, name), train)
@@ -220,8 +219,11 @@ class Runner:
     def best_fine_tuned(self, name):
         """With the learning rate that is best on validation with seed 0."""
         length = self.length(ROWS[name])
+        rates = self.arguments.layers_learning_rates
+        if ROWS[name].is_whole:
+            rates = self.arguments.whole_learning_rates
         best, best_accuracy = None, -1
-        for rate in map(float, self.arguments.layers_learning_rates.split(",")):
+        for rate in map(float, rates.split(",")):
             model, notes = self.fine_tuned(name, 0, rate)
             accuracy = self.task.accuracy(model, self.task.validation, length)
             if accuracy > best_accuracy:
@@ -262,52 +264,91 @@ class Runner:
         keras_coda.set_reduction_factor(model, notes["reduction_factor"])
         return model, notes
 
-    def align_best(self, model, notes, seed):
-        """Aligns a calibrated model, and its alternatives; keeps the best.
+    def train_best(self, model, notes, experiment):
+        """Leaves a calibrated model as it is after the best training.
 
-        As `keras_coda.training.accelerate` does.
+        As `keras_coda.training.accelerate` does: it trains alternatives too,
+        and chooses by the error that is left or, with labels, by accuracy.
+
+        Returns:
+            The reduction factors.
         """
         weights = trained_weights(model)
-        dense_path = self.path("dense", self.arguments.learning_rate, seed)
+        best_score, best_values, best_factors = -math.inf, None, None
+        for factors, score in self.trained(model, notes, experiment):
+            if score > best_score:
+                best_score, best_factors = score, factors
+                best_values = list(
+                    map(keras.ops.convert_to_numpy, weights.values())
+                )
+        for weight, value in zip(weights.values(), best_values):
+            weight.assign(value)
+        keras_coda.set_reduction_factor(model, best_factors)
+        return {"reduction_factor": best_factors}
+
+    def trained(self, model, notes, experiment):
+        """Trains a model in one way after the other.
+
+        Yields:
+            Tuples of reduction factors and a score, of the model as it is then.
+        """
+        arguments, seed = self.arguments, experiment.seed
+        has_labels = experiment.row == "coda_labels"
+
+        def score(error):
+            if not has_labels:
+                return -error
+            part, length = self.task.validation, self.task.sequence_length
+            return self.task.accuracy(model, part, length)
+
+        yield notes["reduction_factor"], score(notes["error"])
+        candidates = [notes["reduction_factor"], *notes["alternatives"]]
+        for number, factors in enumerate(candidates):
+            path = self.path("aligned", experiment.speedup, seed, number)
+            align = functools.partial(self.align, model, factors, seed, number)
+            error = keep(path, trained_weights(model), align)["error"]
+            keras_coda.set_reduction_factor(model, factors)
+            yield factors, score(error)
+            if has_labels:
+                epochs, rate = (
+                    arguments.second_epochs,
+                    arguments.second_learning_rate,
+                )
+                self.fit(model, self.task.train, epochs, rate, seed)
+                yield factors, score(None)
+
+    def align(self, model, factors, seed, number):
+        """Trains a model without labels at what was calibrated.
+
+        Args:
+            number: of the candidate. The first is calibrated already.
+        """
+        rate = self.arguments.learning_rate
+        if number > 0:
+            load(trained_weights(model), self.path("dense", rate, seed))
         calibrator = Calibrator(
             model, self.task.unlabelled, are_logits=True, verbose=0
         )
-        best_error, best_values = math.inf, None
-        candidates = [notes["reduction_factor"], *notes["alternatives"]]
-        for number, factors in enumerate(candidates):
-            if number > 0:
-                load(weights, dense_path)
-                calibrator.run_at(factors)
-            self.align(model)
-            error = calibrator.error()
-            if error < best_error:
-                best_error, notes["reduction_factor"] = error, factors
-                best_values = [
-                    keras.ops.convert_to_numpy(w) for w in weights.values()
-                ]
-        for weight, value in zip(weights.values(), best_values):
-            weight.assign(value)
-        keras_coda.set_reduction_factor(model, notes["reduction_factor"])
-
-    def align(self, model):
-        """Training at the reduction factors that were calibrated."""
-        arguments, part = self.arguments, self.task.train
+        if number > 0:
+            calibrator.run_at(factors)
+        arguments, inputs = self.arguments, self.task.alignment
         rate, epochs = arguments.second_learning_rate, arguments.second_epochs
         with without_flash_attention():
             keras_coda.training.align(
                 model,
                 self.task.make_dense(),
-                part.inputs,
+                inputs,
                 target="fine_tuned",
                 logits_weight=1.0,
                 temperature=2.0,
                 optimizer=quality_tasks.make_optimizer(
-                    rate, len(part.labels), epochs, arguments.batch_size
+                    rate, len(inputs["token_ids"]), epochs, arguments.batch_size
                 ),
                 epochs=epochs,
                 batch_size=arguments.batch_size,
                 verbose=0,
             )
+        return {"error": float(calibrator.error())}
 
     def fit(self, model, part, epochs, learning_rate, seed):
         """Trains on labels."""
@@ -336,6 +377,8 @@ def build(task, name, head=None):
     model = task.make_dense(ROWS[name].num_layers, head)
     if name == "lora":
         model.backbone.enable_lora(8)
+        return model
+    if ROWS[name].is_whole:
         return model
     settings = {"shortcut_dim": 64} if name in ROUTED else {}
     converted = keras_coda.coda_wrap(model, reduction_factor=1, **settings)
@@ -548,7 +591,7 @@ def plot(records, path):
 
     families = {row.text: row.family for row in ROWS.values()}
     styles = {
-        family: {"color": f"C{index}", "marker": "osD^vPX"[index]}
+        family: {"color": f"C{index}", "marker": "osD^vPXd<"[index % 9]}
         for index, family in enumerate(dict.fromkeys(families.values()))
     }
     tasks = list(dict.fromkeys(record["task"] for record in records))
@@ -600,10 +643,12 @@ def main():
             "validation_size",
             "test_size",
             "unlabelled_size",
+            "alignment_size",
             "epochs",
             "batch_size",
             "learning_rate",
             "layers_learning_rates",
+            "whole_learning_rates",
             "second_epochs",
             "second_learning_rate",
             "cost",
@@ -626,6 +671,7 @@ def main():
             validation_size=arguments.validation_size,
             test_size=arguments.test_size,
             unlabelled_size=arguments.unlabelled_size,
+            alignment_size=arguments.alignment_size,
         )
     )
     folder = arguments.output / "first_stages" / name

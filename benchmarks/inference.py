@@ -127,6 +127,7 @@ def parse_arguments():
     )
     add("--memory", action="store_true", help="measure peak memory")
     add("--measure-memory-of", help=argparse.SUPPRESS)
+    timing.add_dtype(parser)
     add("--output", type=pathlib.Path, default=timing.RESULTS)
     add("--quick", action="store_true", help="one small shape, once")
     arguments = parser.parse_args()
@@ -217,9 +218,17 @@ def make_candidates(dense, name, arguments):
 
 
 def make_call(model, inputs, arguments):
-    """A function that predicts `inputs`."""
-    if keras.config.backend() == "torch" and arguments.mode == "compiled":
-        return compiled_by_torch(model, inputs)
+    """A function that predicts `inputs`.
+
+    On a GPU it leaves the outputs there, and returns when they are computed.
+    """
+    is_torch = keras.config.backend() == "torch"
+    if is_torch and arguments.mode == "compiled":
+        return call_of_torch(compiled_by_torch, model, inputs)
+    if timing.device() != "cpu":
+        if is_torch:
+            return call_of_torch(lambda model, _: model, model, inputs)
+        return call_of_jax(model, inputs)
     compile_model(model, arguments)
     return lambda: model.predict_on_batch(inputs)
 
@@ -231,21 +240,45 @@ def compile_model(model, arguments, **settings):
     model.compile(jit_compile=jit_compile, **settings)
 
 
+def call_of_torch(compiled, model, inputs):
+    import torch
+
+    inputs = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
+    with torch.no_grad():
+        function = compiled(model.eval(), inputs)
+
+    def call():
+        with torch.inference_mode():
+            function(inputs)
+        if timing.device() != "cpu":
+            torch.cuda.synchronize()
+
+    return call
+
+
 def compiled_by_torch(model, inputs):
     # Exported first: torch.compile breaks the graph at each Keras layer, and
     # gives up after eight of a kind.
     import torch
 
-    inputs = keras.tree.map_structure(torch.tensor, inputs)
-    with torch.no_grad():
-        exported = torch.export.export(model.eval(), (inputs,)).module()
-    compiled = torch.compile(exported)
+    return torch.compile(torch.export.export(model, (inputs,)).module())
 
-    def call():
-        with torch.inference_mode():
-            return compiled(inputs)
 
-    return call
+def call_of_jax(model, inputs):
+    import jax
+
+    inputs = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
+    variables = (
+        [v.value for v in model.trainable_variables],
+        [v.value for v in model.non_trainable_variables],
+    )
+
+    @jax.jit
+    def function(variables, inputs):
+        outputs, _ = model.stateless_call(*variables, inputs, training=False)
+        return outputs
+
+    return lambda: jax.block_until_ready(function(variables, inputs))
 
 
 def run_shape(name, arguments):
@@ -291,7 +324,11 @@ def run_shape(name, arguments):
 
 def setup_of(arguments, shape):
     """The arguments for a process that measures memory."""
-    return [f"--mode={arguments.mode}", f"--batch-size={shape.batch_size}"]
+    return [
+        f"--mode={arguments.mode}",
+        f"--batch-size={shape.batch_size}",
+        f"--dtype={arguments.dtype}",
+    ]
 
 
 def measure_memory(arguments):
@@ -353,7 +390,11 @@ def main():
         new_rows = run_shape(name, arguments)
         print(timing.markdown_table(new_rows), flush=True)
         rows += new_rows
-        content = {"versions": timing.versions(), "rows": rows}
+        content = {
+            "versions": timing.versions(),
+            "dtype": arguments.dtype,
+            "rows": rows,
+        }
         timing.write_json(path, content)
     timing.write(path.with_suffix(".md"), timing.markdown_table(rows))
     plot(rows, path.with_suffix(".png"))

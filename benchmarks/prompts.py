@@ -73,6 +73,7 @@ def parse_arguments():
     add("--new-tokens", type=int, default=32)
     add("--rounds", type=int, default=3, help="timed calls of each")
     add("--no-training", action="store_true", help="time no training step")
+    timing.add_dtype(parser)
     add("--output", type=pathlib.Path, default=timing.RESULTS)
     add("--quick", action="store_true", help="one short prompt, once")
     return timing.parse_arguments(
@@ -103,15 +104,16 @@ def make_models(name, reduction_factors):
     return models
 
 
-def generation(model, length, num_tokens):
-    """A function that generates so many tokens from a prompt."""
+def generation(model, length, num_tokens, batch_size=1):
+    """A function that generates so many tokens from each prompt."""
     rng = np.random.default_rng(0)
     width = length + num_tokens
+    shape = batch_size, width
     inputs = keras.tree.map_structure(
         keras.ops.convert_to_tensor,
         {
-            "token_ids": rng.integers(1, 1000, (1, width)).astype("int32"),
-            "padding_mask": np.arange(width)[None] < length,
+            "token_ids": rng.integers(1, 1000, shape).astype("int32"),
+            "padding_mask": np.broadcast_to(np.arange(width) < length, shape),
         },
     )
     generate = model.make_generate_function()

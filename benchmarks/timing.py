@@ -68,8 +68,14 @@ def peak_memory(script, candidate, *arguments):
 def print_peak_memory(function):
     """Calls a function a few times and prints its peak memory in MB.
 
-    Resident memory, which Linux counts.
+    Resident memory, which Linux counts, or that of the GPU, if there is one.
     """
+    if device() != "cpu":
+        before, _ = _gpu_memory()
+        for _ in range(3):
+            function()
+        print((_gpu_memory()[1] - before) / 2**20)
+        return
     # What was freed would be used again, and not be counted. Forget the peak of
     # what was before, too.
     gc.collect()
@@ -88,6 +94,36 @@ def _status(field):
     raise KeyError(field)
 
 
+def _gpu_memory():
+    """Bytes in use now, and at most so far."""
+    if keras.config.backend() == "jax":
+        import jax
+
+        statistics = jax.local_devices()[0].memory_stats()
+        return statistics["bytes_in_use"], statistics["peak_bytes_in_use"]
+    import torch
+
+    return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
+
+
+def device():
+    """The name of the GPU that Keras computes on, or `"cpu"`."""
+    backend = keras.config.backend()
+    if backend == "jax":
+        import jax
+
+        kind = jax.local_devices()[0].device_kind
+        return "cpu" if jax.default_backend() == "cpu" else kind
+    if backend == "torch":
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.cuda.get_device_name()
+    elif keras.distribution.list_devices("gpu"):
+        return "gpu"
+    return "cpu"
+
+
 def versions():
     """Versions and machine, to be kept with every result."""
     backend = keras.config.backend()
@@ -99,6 +135,7 @@ def versions():
         "keras_coda": keras_coda.__version__,
         "python": platform.python_version(),
         "cores": os.cpu_count(),
+        "device": device(),
         "machine": platform.machine(),
         "date": time.strftime("%Y-%m-%d"),
     }
@@ -111,6 +148,20 @@ def parse_arguments(parser, **quick):
     return parser.parse_args()
 
 
+def add_dtype(parser):
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        type=_set_dtype_policy,
+        help="float32 or mixed_bfloat16, default: %(default)s",
+    )
+
+
+def _set_dtype_policy(name):
+    keras.config.set_dtype_policy(name)
+    return name
+
+
 def results_path(benchmark, arguments):
     """Where the JSON goes: of `--quick` elsewhere than what was measured."""
     parts = [benchmark]
@@ -119,6 +170,8 @@ def results_path(benchmark, arguments):
     parts.append(keras.config.backend())
     if getattr(arguments, "mode", None) == "compiled":
         parts.append("compiled")
+    if device() != "cpu":
+        parts.append("gpu")
     return arguments.output / f"{'-'.join(parts)}.json"
 
 

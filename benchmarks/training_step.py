@@ -42,6 +42,7 @@ def parse_arguments():
     )
     add("--memory", action="store_true", help="measure peak memory")
     add("--measure-memory-of", help=argparse.SUPPRESS)
+    timing.add_dtype(parser)
     add("--output", type=pathlib.Path, default=timing.RESULTS)
     add("--quick", action="store_true", help="one small shape, once")
     arguments = parser.parse_args()
@@ -134,7 +135,12 @@ def main():
     table = timing.markdown_table(rows)
     print(table)
     path = timing.results_path("training_step", arguments)
-    timing.write_json(path, {"versions": timing.versions(), "rows": rows})
+    content = {
+        "versions": timing.versions(),
+        "dtype": arguments.dtype,
+        "rows": rows,
+    }
+    timing.write_json(path, content)
     timing.write(path.with_suffix(".md"), table)
 
 

@@ -1,0 +1,546 @@
+"""What a language model answers whose prompts are routed, at equal speed.
+
+    KERAS_BACKEND=jax python benchmarks/prompt_quality.py --rows dense
+    KERAS_BACKEND=torch python benchmarks/prompt_quality.py
+
+No large language model is at hand, so a small one is trained first, of 2.6M
+parameters and Llama's architecture, until it answers the three kinds of
+questions of prompt_tasks.py: `--steps` steps, some minutes on a GPU and hours
+on two cores, best on JAX, kept in `first_stages` of the output folder.
+
+- CoDA is calibrated on `--unlabelled-size` prompts, at uniform factors or for a
+  speedup, and aligned to the dense model on `--train-size` others.
+- The first layers alone get dense adapters that are trained on the same
+  prompts with their answers, at the learning rate that is best on the
+  validation part with seed 0.
+- Prompts are cut to their last tokens behind the start.
+
+An answer counts if all of its tokens are right. Speed is that of the first
+token, of `--timed-batch` prompts in float32, over the dense model. Seeds are of
+what follows the training of the language model. Writes prompt_quality.json, .md
+and .png; finished runs are written at once.
+"""
+
+import argparse
+import functools
+import pathlib
+import statistics
+from typing import NamedTuple
+
+import budgets
+import keras
+import keras_hub
+import numpy as np
+import prompt_tasks
+import prompts
+import quality
+import quality_tasks
+import rich.progress
+import timing
+
+import keras_coda
+from keras_coda.conversion.trained_weights import trained_weights
+
+NUM_LAYERS = 6
+SETTINGS = {"adapter_dim": 32, "shortcut_dim": 64}
+
+
+class Row(NamedTuple):
+    """One way to answer.
+
+    Attributes:
+        text: what the table calls it.
+        family: rows that are one line in the figure.
+        factor: optional reduction factor of all blocks.
+        speedup: optional, what CoDA is asked for.
+        is_aligned: whether what was calibrated is trained.
+        num_layers: of the first layers alone.
+        divisor: prompts are cut to n / divisor.
+    """
+
+    text: str
+    family: str
+    factor: float | None = None
+    speedup: float | None = None
+    is_aligned: bool = False
+    num_layers: int = NUM_LAYERS
+    divisor: int = 1
+
+    @property
+    def is_routed(self):
+        return bool(self.factor or self.speedup)
+
+
+ROWS = {"dense": Row("dense", "dense")}
+for factor in (2, 4, 8):
+    ROWS[f"r{factor}"] = Row(f"r = {factor}", "calibrated", factor)
+    ROWS[f"r{factor}_aligned"] = Row(
+        f"r = {factor}, aligned", "aligned", factor, is_aligned=True
+    )
+for speedup in (2, 3):
+    ROWS[f"speedup{speedup}"] = Row(
+        f"speedup of {speedup}", "speedup", speedup=speedup
+    )
+    ROWS[f"speedup{speedup}_aligned"] = Row(
+        f"speedup of {speedup}, aligned",
+        "speedup, aligned",
+        speedup=speedup,
+        is_aligned=True,
+    )
+for divisor in (2, 4):
+    ROWS[f"truncated{divisor}"] = Row(
+        f"last n / {divisor} tokens", "truncated", divisor=divisor
+    )
+for num_layers in (4, 3, 2):
+    ROWS[f"first{num_layers}"] = Row(
+        f"first {num_layers} of {NUM_LAYERS} layers",
+        "first layers",
+        num_layers=num_layers,
+    )
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--rows", default=",".join(ROWS), help="default: all")
+    add("--seeds", default="0,1,2", help="default: %(default)s")
+    add("--steps", type=int, default=8000, help="of the language model")
+    add("--sequences", type=int, default=64, help="in a step of it")
+    add("--model-learning-rate", type=float, default=2e-3, help="of it")
+    add("--hidden-dim", type=int, default=192, help="of it")
+    add("--train-size", type=int, default=4000)
+    add("--evaluation-size", type=int, default=300, help="of each kind")
+    add("--unlabelled-size", type=int, default=384, help="for calibration")
+    add("--epochs", type=int, default=2)
+    add("--batch-size", type=int, default=32)
+    add("--learning-rate", type=float, default=1e-3, help="of alignment")
+    add("--layers-learning-rates", default="1e-3,3e-3", help="of first layers")
+    add("--timed-batch", type=int, default=8)
+    add("--num-rounds", type=int, default=7, help="of timing")
+    add("--no-speed", action="store_true", help="measure no speed")
+    add("--output", type=pathlib.Path, default=timing.RESULTS)
+    add("--quick", action="store_true", help="small defaults, no meaning")
+    return timing.parse_arguments(
+        parser,
+        rows="dense,r4_aligned,speedup2,truncated2,first2",
+        seeds="0",
+        steps=4,
+        sequences=2,
+        hidden_dim=32,
+        train_size=6,
+        evaluation_size=2,
+        unlabelled_size=6,
+        epochs=1,
+        batch_size=3,
+        layers_learning_rates="1e-3",
+        timed_batch=1,
+        num_rounds=1,
+    )
+
+
+# === The language model ===
+
+
+def make_language_model(hidden_dim, num_layers=NUM_LAYERS):
+    backbone = keras_hub.models.Llama3Backbone(
+        vocabulary_size=prompt_tasks.VOCABULARY_SIZE,
+        num_layers=num_layers,
+        num_query_heads=hidden_dim // 32,
+        num_key_value_heads=max(hidden_dim // 96, 1),
+        hidden_dim=hidden_dim,
+        intermediate_dim=hidden_dim * 8 // 3,
+        rope_max_wavelength=10000,
+        tie_word_embeddings=True,
+    )
+    return keras_hub.models.Llama3CausalLM(backbone, preprocessor=None)
+
+
+class Sequences(keras.utils.PyDataset):
+    """New sequences in every step; words of texts count a tenth."""
+
+    def __init__(self, num_steps, batch_size):
+        super().__init__(workers=4, max_queue_size=16)
+        self.num_steps, self.batch_size, self.epoch = num_steps, batch_size, 0
+
+    def __len__(self):
+        return self.num_steps
+
+    def on_epoch_end(self):
+        self.epoch += 1
+
+    def __getitem__(self, index):
+        examples = prompt_tasks.Examples("train", (self.epoch, index))
+        token_ids, is_answer = examples.sequences(self.batch_size)
+        inputs = {
+            "token_ids": token_ids[:, :-1].astype("int32"),
+            "padding_mask": np.ones_like(token_ids[:, :-1], "int32"),
+        }
+        weights = np.where(is_answer[:, 1:], 1.0, 0.1).astype("float32")
+        return inputs, token_ids[:, 1:].astype("int32"), weights
+
+
+def train_language_model(arguments):
+    """A dense model that answers."""
+    keras.utils.set_random_seed(0)
+    model = make_language_model(arguments.hidden_dim)
+    path = arguments.output / "first_stages" / f"{name_of(arguments)}.npz"
+
+    def train():
+        steps, rate = arguments.steps, arguments.model_learning_rate
+        schedule = keras.optimizers.schedules.CosineDecay(
+            0.0, steps, warmup_target=rate, warmup_steps=steps // 20
+        )
+        model.compile(
+            optimizer=keras.optimizers.AdamW(schedule, global_clipnorm=1.0),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            weighted_metrics=[],
+        )
+        num_epochs = max(steps // 500, 1)
+        data = Sequences(steps // num_epochs, arguments.sequences)
+        history = keras.Model.fit(model, data, epochs=num_epochs, verbose=2)
+        return {"loss": history.history["loss"]}
+
+    budgets.keep(path, {w.path: w for w in model.weights}, train)
+    return model
+
+
+def first_layers(model, num_layers, hidden_dim):
+    shallow = make_language_model(hidden_dim, num_layers)
+    for layer in shallow.backbone.layers:
+        source = model.backbone.get_layer(layer.name)
+        layer.set_weights(source.get_weights())
+    return shallow
+
+
+# === Examples ===
+
+
+def make_prompts(split, size, seed=0):
+    """As many prompts of each kind, mixed."""
+    examples = prompt_tasks.Examples(split, seed)
+    kinds = [examples.prompts(kind, size) for kind in prompt_tasks.KINDS]
+    order = np.random.default_rng(seed).permutation(3 * size)
+    return keras.tree.map_structure(
+        lambda *parts: np.concatenate(parts)[order], *kinds
+    )
+
+
+def responses(inputs):
+    """Labels and weights of what follows a prompt, and the inputs for them."""
+    token_ids, mask = inputs["token_ids"], inputs["padding_mask"]
+    start = prompt_tasks.PROMPT_LENGTH
+    shorter = {name: values[:, :-1] for name, values in inputs.items()}
+    return shorter, token_ids[:, start:], mask[:, start:].astype("float32")
+
+
+def cut(inputs, divisor):
+    """Prompts with the start and their last tokens alone."""
+    width = prompt_tasks.PROMPT_LENGTH // divisor
+    start = prompt_tasks.PROMPT_LENGTH - width
+    inputs = {name: values[:, start:].copy() for name, values in inputs.items()}
+    inputs["token_ids"][:, 0] = prompt_tasks.START
+    return inputs
+
+
+def accuracies(model, split, arguments, divisor=1):
+    """The share of answers that are right, by kind."""
+    found = {}
+    for kind in prompt_tasks.KINDS:
+        examples = prompt_tasks.Examples(split, seed=0)
+        inputs = examples.prompts(kind, arguments.evaluation_size)
+        inputs, labels, weights = responses(inputs)
+        if divisor > 1:
+            inputs = cut(inputs, divisor)
+        # In the place of greedy decoding: an answer whose tokens are all
+        # right, each behind the right ones, is what that writes.
+        logits = keras.Model.predict(model, inputs, batch_size=32, verbose=0)
+        guesses = logits[:, -labels.shape[1] :].argmax(axis=-1)
+        is_right = (guesses == labels) | (weights == 0)
+        found[kind] = float(is_right.all(axis=1).mean())
+    return found
+
+
+# === Rows ===
+
+
+class Runner:
+    """Does the runs.
+
+    Args:
+        dense: the language model.
+        arguments: of the command line.
+    """
+
+    def __init__(self, dense, arguments):
+        self.dense, self.arguments = dense, arguments
+        self.folder = arguments.output / "first_stages" / name_of(arguments)
+
+    def run(self, name, seed):
+        row = ROWS[name]
+        model, notes = self.make(name, seed)
+        for split in ("validation", "test"):
+            notes[split] = accuracies(model, split, self.arguments, row.divisor)
+        return notes
+
+    def make(self, name, seed):
+        row = ROWS[name]
+        keras.utils.set_random_seed(seed)
+        if row.is_routed:
+            model, notes = self.calibrated(name, seed)
+            if row.is_aligned:
+                notes |= budgets.timed(lambda: self.align(model, seed))
+            return model, notes
+        if row.num_layers < NUM_LAYERS:
+            return self.shallow(row, seed)
+        return self.dense, {}
+
+    def convert(self, model, **settings):
+        coda = keras_coda.coda_wrap(model, **SETTINGS, **settings)
+        coda.prompt_length = prompt_tasks.PROMPT_LENGTH
+        return coda
+
+    def calibrated(self, name, seed):
+        row = ROWS[name]
+        coda = self.convert(self.dense, reduction_factor=row.factor or 1)
+        path = self.folder / f"{name.removesuffix('_aligned')}-{seed}.npz"
+
+        def calibrate():
+            inputs = make_prompts(
+                "train", self.arguments.unlabelled_size // 3, 1000 + seed
+            )
+            calibration = keras_coda.training.calibrate(
+                coda, inputs, speedup=row.speedup, verbose=0
+            )
+            return {"reduction_factor": calibration.reduction_factor}
+
+        notes = budgets.keep(path, trained_weights(coda), calibrate)
+        keras_coda.set_reduction_factor(coda, notes["reduction_factor"])
+        return coda, notes
+
+    def train_part(self, seed):
+        return make_prompts("train", self.arguments.train_size // 3, seed)
+
+    def align(self, coda, seed):
+        arguments, inputs = self.arguments, self.train_part(seed)
+        keras_coda.training.align(
+            coda,
+            self.dense,
+            inputs,
+            target="fine_tuned",
+            logits_weight=1.0,
+            temperature=2.0,
+            optimizer=quality_tasks.make_optimizer(
+                arguments.learning_rate,
+                len(inputs["token_ids"]),
+                arguments.epochs,
+                arguments.batch_size,
+            ),
+            epochs=arguments.epochs,
+            batch_size=arguments.batch_size,
+            verbose=0,
+        )
+        return {}
+
+    def shallow(self, row, seed):
+        """The first layers, with adapters that learned the answers."""
+        if seed > 0:
+            _, notes = self.best_shallow(row)
+            return self.fit_shallow(row, notes["learning_rate"], seed)
+        return self.best_shallow(row)
+
+    @functools.cache
+    def best_shallow(self, row):
+        rates = map(float, self.arguments.layers_learning_rates.split(","))
+        return max(
+            (self.fit_shallow(row, rate, 0) for rate in rates),
+            key=lambda found: statistics.mean(
+                accuracies(found[0], "validation", self.arguments).values()
+            ),
+        )
+
+    def fit_shallow(self, row, rate, seed):
+        keras.utils.set_random_seed(seed)
+        arguments = self.arguments
+        coda = self.convert(
+            first_layers(self.dense, row.num_layers, arguments.hidden_dim),
+            reduction_factor=1,
+        )
+        inputs, labels, weights = responses(self.train_part(seed))
+        coda.compile(
+            optimizer=quality_tasks.make_optimizer(
+                rate, len(labels), arguments.epochs, arguments.batch_size
+            ),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            weighted_metrics=[],
+        )
+
+        def fit():
+            keras.Model.fit(
+                coda,
+                inputs,
+                labels,
+                sample_weight=weights,
+                epochs=arguments.epochs,
+                batch_size=arguments.batch_size,
+                verbose=0,
+            )
+            return {"learning_rate": rate}
+
+        return coda, budgets.timed(fit)
+
+
+def name_of(arguments):
+    return "prompt_quality-quick" if arguments.quick else "prompt_quality"
+
+
+# === Speed ===
+
+
+def speed_key(key, run):
+    name, _ = key.split("/")
+    if not ROWS[name].is_routed:
+        return name
+    return ",".join(f"{factor:g}" for factor in run["reduction_factor"])
+
+
+def measure_speedups(results, runner):
+    """Of the first token, over the dense model, all in turn."""
+    arguments = runner.arguments
+    calls = {}
+    for key, run in results.runs.items():
+        name, _ = key.split("/")
+        row, model = ROWS[name], runner.dense
+        if row.is_routed:
+            model = runner.convert(
+                model, reduction_factor=run["reduction_factor"]
+            )
+        elif row.num_layers < NUM_LAYERS:
+            model = first_layers(model, row.num_layers, arguments.hidden_dim)
+        calls.setdefault(
+            speed_key(key, run),
+            prompts.generation(
+                model,
+                prompt_tasks.PROMPT_LENGTH // row.divisor,
+                num_tokens=1,
+                batch_size=arguments.timed_batch,
+            ),
+        )
+    seconds = timing.interleave(calls, arguments.num_rounds)
+    results.add(
+        speedups={
+            key: seconds["dense"] / value for key, value in seconds.items()
+        }
+    )
+
+
+# === Results ===
+
+
+def summarize(results):
+    """One record for each row."""
+    records = []
+    for name, row in ROWS.items():
+        runs = {
+            key: run
+            for key, run in results.runs.items()
+            if key.split("/")[0] == name
+        }
+        if not runs:
+            continue
+        speedups = [
+            results.speedups.get(speed_key(key, run))
+            for key, run in runs.items()
+        ]
+        kinds = {
+            kind: statistics.mean(
+                100 * run["test"][kind] for run in runs.values()
+            )
+            for kind in prompt_tasks.KINDS
+        }
+        test, error = budgets.mean_and_error(
+            [
+                100 * statistics.mean(run["test"].values())
+                for run in runs.values()
+            ]
+        )
+        records.append(
+            {
+                "model": row.text,
+                "speedup": (
+                    None if None in speedups else statistics.mean(speedups)
+                ),
+                **kinds,
+                "test": test,
+                "error": error,
+                "validation": statistics.mean(
+                    100 * statistics.mean(run["validation"].values())
+                    for run in runs.values()
+                ),
+                "seeds": len(runs),
+            }
+        )
+    return records
+
+
+def plot(records, path):
+    from matplotlib.figure import Figure
+
+    families = {row.text: row.family for row in ROWS.values()}
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for index, family in enumerate(dict.fromkeys(families.values())):
+        points = sorted(
+            (record["speedup"], record["test"], record["error"] or 0)
+            for record in records
+            if families[record["model"]] == family and record["speedup"]
+        )
+        if points:
+            axes.errorbar(
+                *zip(*points),
+                capsize=2,
+                color=f"C{index}",
+                marker="osD^vPX"[index],
+                label=family,
+            )
+    axes.set_xlabel("speed of the first token, dense = 1")
+    axes.set_ylabel("answers that are right, %")
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=80)
+
+
+def main():
+    arguments = parse_arguments()
+    path = arguments.output / f"{name_of(arguments)}.json"
+    setup = {
+        name: value
+        for name, value in vars(arguments).items()
+        if name
+        not in ("rows", "seeds", "output", "quick", "no_speed", "num_rounds")
+    }
+    results = quality.Results(path, setup)
+    runner = Runner(train_language_model(arguments), arguments)
+    experiments = [
+        (name, int(seed))
+        for seed in arguments.seeds.split(",")
+        for name in arguments.rows.split(",")
+        if seed == "0" or name not in ("dense",) and ROWS[name].divisor == 1
+    ]
+    for name, seed in rich.progress.track(experiments):
+        key = f"{name}/{seed}"
+        results.read()
+        if key not in results.runs:
+            results.add(runs={key: runner.run(name, seed)})
+    if not arguments.no_speed:
+        measure_speedups(results, runner)
+    records = summarize(results)
+    table = timing.markdown_table(records)
+    timing.write(path.with_suffix(".md"), table)
+    plot(records, path.with_suffix(".png"))
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
