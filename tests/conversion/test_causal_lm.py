@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 import keras_coda
+from keras_coda.conversion.trained_weights import trained_weights
+from keras_coda.layers.partly_frozen import lora_layers
 from tests.backend_helpers import BACKEND
 from tests.backend_helpers import slow_to_compile
 from tests.conversion.models import assert_close
@@ -158,6 +160,33 @@ def test_dense_without_a_prompt():
     assert coda.prompt_length == 0
     assert_close(
         coda.predict(prompts(), verbose=0), dense.predict(prompts(), verbose=0)
+    )
+
+
+@every_model
+def test_lora_beside_adapters_is_merged(name):
+    coda = keras_coda.coda_wrap(
+        make(name), reduction_factor=3, adapter_dim=2, lora_rank=2
+    )
+    rng = np.random.default_rng(0)
+    for weight in trained_weights(coda).values():
+        weight.assign(rng.normal(scale=0.3, size=weight.shape))
+    # Query and value of each of two blocks.
+    assert len(lora_layers(coda)) == 4
+    merged = coda.merge_lora()
+    merged.compile(sampler="greedy")
+    coda.compile(sampler="greedy")
+    expected = generated(coda, prompts())
+    np.testing.assert_array_equal(generated(merged, prompts()), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
+def test_the_text_of_a_quantized_model():
+    dense = make("Llama")
+    dense.quantize("int8")
+    coda = convert(dense, reduction_factor=1)
+    np.testing.assert_array_equal(
+        generated(coda, prompts()), generated(dense, prompts())
     )
 
 
