@@ -127,7 +127,7 @@ def parse_arguments():
     add("--learning-rate", type=float, default=3e-3)
     add("--layers-learning-rates", default="1e-3,3e-3", help="of first layers")
     add("--whole-learning-rates", default="5e-5,2e-4", help="of all weights")
-    add("--second-epochs", type=int, default=2, help="of alignment, of labels")
+    add("--second-epochs", type=int, default=3, help="of alignment, of labels")
     add("--second-learning-rate", type=float, default=1e-3, help="of these")
     add("--cost", default="seconds", help="what CoDA's speedup is of")
     add("--dtype", default="mixed_bfloat16", help="default: %(default)s")

@@ -180,6 +180,41 @@ def test_elastic_reduction():
     assert again.values == values
 
 
+def test_sandwich():
+    coda = make_model()
+    recorder = Recorder()
+    elastic = ElasticReduction([1, 2, 3, 5], sandwich=True)
+    fit(coda, [elastic, recorder], epochs=3)
+    values = recorder.values
+    assert values[::3] == [5] * 10 and values[1::3] == [1] * 10
+    assert {2, 3} <= set(values[2::3])
+
+
+def test_several_reduction_factors_are_aligned():
+    dense = vit_backbone(num_layers=1)
+    coda = keras_coda.coda_wrap(dense, reduction_factor=4)
+    seen = []
+
+    class Seen(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append((coda.reduction_factor, logs["hidden_error"]))
+
+    keras_coda.training.align(
+        coda,
+        dense,
+        data()[0],
+        batch_size=SAMPLES,
+        epochs=6,
+        optimizer=keras.optimizers.SGD(0.0),
+        callbacks=[ElasticReduction([1, 5], sandwich=True), Seen()],
+        verbose=0,
+    )
+    errors = dict(seen)
+    assert set(errors) == {1, 5}
+    assert errors[1] < 1e-10 and errors[5] > 1e-4
+    assert coda.reduction_factor == 4
+
+
 @pytest.mark.skipif(
     keras.config.backend() == "torch", reason="compiles nothing here"
 )
