@@ -14,11 +14,14 @@ the converted one:
 Speedups are those over the converted model at r = 1. Its training step has all
 logits (`prompt_length=0`); the row "r = 1, logits of the response" has not. The
 limit is what multiply-adds allow in a prefill, whose last block computes keys
-and values alone, also at r = 1. Writes prompts-BACKEND.json and .md.
+and values alone, also at r = 1. `--memory` adds the peak memory of a training
+step over that of the loaded model, each measured in a process of its own.
+Writes prompts-BACKEND.json and .md.
 """
 
 import argparse
 import functools
+import json
 import pathlib
 
 import keras
@@ -73,6 +76,8 @@ def parse_arguments():
     add("--new-tokens", type=int, default=32)
     add("--rounds", type=int, default=3, help="timed calls of each")
     add("--no-training", action="store_true", help="time no training step")
+    add("--memory", action="store_true", help="of a training step")
+    add("--measure-memory-of", help=argparse.SUPPRESS)
     timing.add_dtype(parser)
     add("--output", type=pathlib.Path, default=timing.RESULTS)
     add("--quick", action="store_true", help="one short prompt, once")
@@ -189,6 +194,16 @@ def run(name, length, arguments):
             arguments.rounds,
         )
         models[key] = models["r = 1"]
+    memory = {}
+    if arguments.memory:
+        for key in steps:
+            factor = models[key].reduction_factor
+            has_all = key == "r = 1"
+            memory[key] = timing.peak_memory(
+                __file__,
+                [name, length, factor, 0 if has_all else length * 9 // 10],
+                f"--dtype={arguments.dtype}",
+            )
     decode = {
         key: (more[key] - first[key]) / arguments.new_tokens for key in first
     }
@@ -207,9 +222,16 @@ def run(name, length, arguments):
                 "decode speedup": ratio(decode, key),
                 "training step, s": steps.get(key),
                 "training speedup": ratio(steps, key),
+                "training, MB": memory.get(key),
             }
         )
     return records
+
+
+def measure_memory(candidate):
+    name, length, factor, prompt_length = json.loads(candidate)
+    model = make_models(name, [factor])[f"r = {factor:g}"]
+    timing.print_peak_memory(training(model, length, prompt_length))
 
 
 def ratio(seconds, key):
@@ -218,6 +240,9 @@ def ratio(seconds, key):
 
 def main():
     arguments = parse_arguments()
+    if arguments.measure_memory_of:
+        measure_memory(arguments.measure_memory_of)
+        return
     path = timing.results_path("prompts", arguments)
     records = []
     for name in arguments.shapes.split(","):
@@ -228,6 +253,7 @@ def main():
                 path,
                 {
                     "versions": timing.versions(),
+                    "dtype": arguments.dtype,
                     "num_layers": NUM_LAYERS,
                     "rounds": arguments.rounds,
                     "records": records,
