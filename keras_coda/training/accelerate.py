@@ -111,22 +111,8 @@ def accelerate(
     >>> print(calibration.speedup >= 1.5, fast.predict(tokens, verbose=0).shape)
     True (16, 2)
     """
-    if isinstance(model, CodaModel):
-        raise TypeError(
-            "`model` must be a dense model. A converted one is made fast with "
-            "`keras_coda.training.calibrate(model, x, speedup=...)`. Received: "
-            f"model={model!r}"
-        )
     validate_non_negative_integer("epochs", epochs)
-    settings = {"shortcut_dim": 64, **settings}
-    coda = coda_wrap(model, reduction_factor=1, **settings)
-    if prompt_length is not None:
-        if not isinstance(coda, CodaCausalLM):
-            raise ValueError(
-                "Language models alone have a `prompt_length`. Received: "
-                f"prompt_length={prompt_length}, model={model!r}"
-            )
-        coda.prompt_length = prompt_length
+    coda = _convert(model, prompt_length, settings)
     batches = make_batches(coda, x, batch_size)
     num_calibrated = count_batches(batches, NUM_CALIBRATED)
     calibrator = Calibrator(
@@ -173,6 +159,26 @@ def accelerate(
     if verbose:
         Console().print(str(calibration), highlight=False)
     return coda, calibration
+
+
+def _convert(model, prompt_length, settings):
+    if isinstance(model, CodaModel):
+        raise TypeError(
+            "`model` must be a dense model. A converted one is made fast with "
+            "`keras_coda.training.calibrate(model, x, speedup=...)`. Received: "
+            f"model={model!r}"
+        )
+    settings = {"shortcut_dim": 64, **settings}
+    coda = coda_wrap(model, reduction_factor=1, **settings)
+    if prompt_length is None:
+        return coda
+    if not isinstance(coda, CodaCausalLM):
+        raise ValueError(
+            "Language models alone have a `prompt_length`. Received: "
+            f"prompt_length={prompt_length}, model={model!r}"
+        )
+    coda.prompt_length = prompt_length
+    return coda
 
 
 class _Found(NamedTuple):
