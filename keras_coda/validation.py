@@ -1,10 +1,11 @@
 """Checks of arguments that several layers share."""
 
+import math
 import numbers
 
 
 def validate_reduction_factor(reduction_factor):
-    """Returns `reduction_factor`, or raises if it is no number >= 1."""
+    """Returns it as a Python number, or raises if it is no number >= 1."""
     if not _is_number(reduction_factor):
         raise TypeError(
             "`reduction_factor` must be a number of at least 1: the ratio of "
@@ -17,16 +18,27 @@ def validate_reduction_factor(reduction_factor):
             "routes a quarter of them). "
             f"Received: reduction_factor={reduction_factor}"
         )
-    return reduction_factor
+    return plain_number(reduction_factor)
+
+
+def validate_finite_number(name, value):
+    """Returns `value` as a Python number, or raises if it is no finite one."""
+    if not _is_number(value):
+        raise TypeError(
+            f"`{name}` must be a number. Received: {name}={value!r}"
+        )
+    if not math.isfinite(value):
+        raise ValueError(f"`{name}` must be finite. Received: {name}={value}")
+    return plain_number(value)
 
 
 def validate_positive_integer(name, value):
-    """Returns `value`, or raises if it is no integer of at least 1."""
+    """Returns it as an `int`, or raises if it is no integer >= 1."""
     return _validate_integer(name, value, minimum=1)
 
 
 def validate_non_negative_integer(name, value):
-    """Returns `value`, or raises if it is no integer of at least 0."""
+    """Returns it as an `int`, or raises if it is no integer >= 0."""
     return _validate_integer(name, value, minimum=0)
 
 
@@ -40,7 +52,7 @@ def _validate_integer(name, value, minimum):
         raise ValueError(
             f"`{name}` must be at least {minimum}. Received: {name}={value}"
         )
-    return value
+    return int(value)
 
 
 def validate_choice(name, value, choices):
@@ -72,3 +84,15 @@ def validate_mask_shape(name, mask, expected):
 
 def _is_number(value):
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def plain_number(value):
+    """A number of NumPy's or a fraction as a Python number, which files keep.
+
+    Anything else, a list of such numbers aside, is returned as it is.
+    """
+    if isinstance(value, list):
+        return list(map(plain_number, value))
+    if not _is_number(value):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)

@@ -2,6 +2,7 @@ import keras
 
 from keras_coda.layers.set_reduction_factor import conditional_blocks
 from keras_coda.layers.set_reduction_factor import set_reduction_factor
+from keras_coda.validation import validate_positive_integer
 
 
 class ReductionCallback(keras.callbacks.Callback):
@@ -23,6 +24,8 @@ class ReductionCallback(keras.callbacks.Callback):
 
     def __init__(self, total_steps=None, verbose=1):
         super().__init__()
+        if total_steps is not None:
+            validate_positive_integer("total_steps", total_steps)
         self.total_steps = total_steps
         self.verbose = verbose
         self._targets = None

@@ -5,14 +5,16 @@ task's head under `head/`, and under `backbone/` a few entries of each frozen
 weight, to recognise the backbone again. Its metadata are the settings.
 """
 
+import contextlib
 import json
 import os
-import tempfile
+import secrets
 
+import keras
 import numpy as np
 import safetensors
 from keras import ops
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from keras_coda.conversion.serialization import is_serialized
 from keras_coda.conversion.trained_weights import backbone_of
@@ -35,19 +37,16 @@ def save_adapter(model, path):
         path: _to_float32(weight)
         for path, weight in trained_weights(model).items()
     }
-    tensors.update(_backbone_samples(backbone))
+    samples = _backbone_samples(backbone)
+    tensors |= {key: x for key, x in samples.items() if x is not None}
     metadata = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "settings": json.dumps(_settings(backbone)),
         "reduction_factor": json.dumps(backbone.reduction_factor),
+        "quantized": json.dumps(_is_quantized(samples)),
     }
-    path = os.fspath(path)
-    folder = os.path.dirname(os.path.abspath(path))
-    with tempfile.TemporaryDirectory(dir=folder) as temporary_folder:
-        temporary_path = os.path.join(temporary_folder, "adapter")
-        save_file(tensors, temporary_path, metadata=metadata)
-        os.replace(temporary_path, path)
+    _write_whole(path, save(tensors, metadata=metadata))
 
 
 def load_adapter(model, path):
@@ -58,7 +57,8 @@ def load_adapter(model, path):
     metadata, tensors = _read(path)
     backbone = backbone_of(model)
     _check_settings(path, json.loads(metadata["settings"]), _settings(backbone))
-    _check_backbone(path, tensors, _backbone_samples(backbone))
+    is_quantized = json.loads(metadata.get("quantized", "false"))
+    _check_backbone(path, tensors, _backbone_samples(backbone), is_quantized)
     weights = trained_weights(model)
     _check_weights(path, tensors, weights)
     # Nothing below can fail, so the model is never left half changed.
@@ -91,18 +91,60 @@ def _flat(config):
     return settings
 
 
+def _write_whole(path, content):
+    """Writes a file under its name when all of it is there.
+
+    It gets the permissions of any new file, and links stay links. On Linux what
+    a process leaves that is killed meanwhile has no name.
+    """
+    path = os.path.realpath(path)
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}")
+    try:
+        try:
+            _write_nameless(folder, temporary, content)
+        except (AttributeError, OSError):
+            # Not on Linux, or the file system has no such files.
+            with open(temporary, "wb") as file:
+                file.write(content)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+        raise
+
+
+def _write_nameless(folder, path, content):
+    """Writes a file that gets its name when it is written."""
+    descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o666)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.link(f"/proc/self/fd/{descriptor}", path)
+
+
 def _backbone_samples(backbone):
-    """A few entries of each frozen weight, by name in the file."""
+    """A few entries of each frozen weight, by name in the file.
+
+    `None` of a quantized weight, which differs from what it was made of.
+    """
     trained_ids = {id(weight) for weight in trained_weights(backbone).values()}
     frozen = [w for w in backbone.weights if id(w) not in trained_ids]
     samples = {}
     for name, weight in name_weights(backbone, frozen).items():
+        if not keras.backend.is_float_dtype(weight.dtype):
+            samples[f"backbone/{name}"] = None
+            continue
         size = int(np.prod(weight.shape))
         positions = np.linspace(0, size - 1, _NUM_SAMPLES).astype("int32")
         # Taken on the device: a frozen weight can be large.
         flat = ops.reshape(ops.convert_to_tensor(weight), (-1,))
         samples[f"backbone/{name}"] = _to_float32(ops.take(flat, positions))
     return samples
+
+
+def _is_quantized(samples):
+    return any(sample is None for sample in samples.values())
 
 
 def _read(path):
@@ -140,9 +182,13 @@ def _check_settings(path, saved, expected):
             )
 
 
-def _check_backbone(path, tensors, samples):
+def _check_backbone(path, tensors, samples, is_quantized):
+    # A quantized model has other weights in the place of some.
+    is_quantized |= _is_quantized(samples)
     for name, sample in samples.items():
         saved = tensors.get(name)
+        if is_quantized and (saved is None or sample is None):
+            continue
         if saved is None or not np.allclose(
             saved, sample, rtol=_SAMPLE_TOLERANCE, atol=1e-6
         ):
@@ -166,6 +212,13 @@ def _check_weights(path, tensors, weights):
                 f"mismatch: {name!r} has shape {saved} in the file and "
                 f"{expected} in the model. A task's head is part of the file: "
                 "load it into the same task with the same number of classes."
+            )
+        tensor = tensors[name]
+        if tensor.dtype != "float32" or not np.isfinite(tensor).all():
+            raise ValueError(
+                f"The adapter file {path!r} is damaged: {name!r} must be "
+                f"finite float32 numbers. Received: {tensor.dtype}, "
+                f"{np.sum(~np.isfinite(tensor))} of {tensor.size} not finite"
             )
 
 

@@ -16,6 +16,13 @@ class CodaTask(CodaModel):
         # Not every task takes its backbone first.
         signature = inspect.signature(super().__init__)
         backbone = signature.bind(*args, **kwargs).arguments["backbone"]
+        if isinstance(backbone, dict):
+            # What `keras.models.clone_model` passes.
+            raise NotImplementedError(
+                "A converted task is made from its backbone. To copy one, use "
+                "`type(task).from_config(task.get_config())`, whose weights "
+                "are new."
+            )
         validate_converted("backbone", backbone)
         super().__init__(*args, **kwargs)
         # So that a change of the backbone reaches the task.

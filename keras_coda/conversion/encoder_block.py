@@ -137,6 +137,15 @@ class EncoderBlock(DenseBlock):
         self.causal = _flag(layer, parts.causal)
         self.built = True
 
+    def get_config(self):
+        raise NotImplementedError(
+            "A block around a layer of KerasHub cannot be made from a config. "
+            "To copy a converted model, in the place of "
+            "`keras.models.clone_model`, use "
+            "`type(model).from_config(model.get_config())`, whose weights are "
+            "new."
+        )
+
     def _hold(self, layer, parts):
         """Keeps parts as attributes, because files name weights by them.
 

@@ -10,6 +10,9 @@ import inspect
 import re
 import textwrap
 
+from keras_coda.validation import plain_number
+from keras_coda.validation import validate_finite_number
+
 
 @dataclasses.dataclass(frozen=True)
 class BlockSettings:
@@ -49,6 +52,11 @@ class BlockSettings:
     adapter_activation: str = "relu"
     adapter_scale: float = 1.0
     shortcut_dim: int | None = None
+
+    def __post_init__(self):
+        for name, value in [*vars(self).items()]:
+            object.__setattr__(self, name, plain_number(value))
+        validate_finite_number("adapter_scale", self.adapter_scale)
 
 
 def field_names(settings_cls):

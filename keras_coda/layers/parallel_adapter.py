@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from keras_coda.validation import validate_finite_number
 from keras_coda.validation import validate_positive_integer
 
 
@@ -26,8 +27,8 @@ class ParallelAdapter(keras.layers.Layer):
         Tensor of shape `(batch_size, n, hidden_dim)`.
 
     Raises:
-        ValueError: if `adapter_dim` is below 1.
-        TypeError: if `adapter_dim` is not an integer.
+        ValueError: if `adapter_dim` is below 1, or `scale` not finite.
+        TypeError: if `adapter_dim` is not an integer, or `scale` no number.
 
     Example:
 
@@ -45,7 +46,7 @@ class ParallelAdapter(keras.layers.Layer):
         super().__init__(**kwargs)
         self.adapter_dim = validate_positive_integer("adapter_dim", adapter_dim)
         self.activation = keras.activations.get(activation)
-        self.scale = scale
+        self.scale = validate_finite_number("scale", scale)
         self.supports_masking = True
 
     def build(self, inputs_shape):

@@ -7,6 +7,7 @@ from keras_coda.ops.soft_top_k import SOLVERS
 from keras_coda.ops.soft_top_k import best_positions
 from keras_coda.ops.soft_top_k import soft_top_k_and_best
 from keras_coda.ops.soft_top_k import validate_solver
+from keras_coda.validation import plain_number
 from keras_coda.validation import validate_choice
 from keras_coda.validation import validate_mask_shape
 from keras_coda.validation import validate_non_negative_integer
@@ -106,7 +107,7 @@ class TokenRouter(keras.layers.Layer):
         self.reduction_factor = reduction_factor
         self.router = validate_choice("router", router, ROUTERS)
         validate_solver("exact", epsilon)
-        self.epsilon = epsilon
+        self.epsilon = plain_number(epsilon)
         self.num_prefix_tokens = validate_non_negative_integer(
             "num_prefix_tokens", num_prefix_tokens
         )

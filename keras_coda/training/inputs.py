@@ -14,8 +14,10 @@ def preprocess(model, x):
             that takes such. Anything else is returned as it is.
 
     Raises:
-        ValueError: if `x` is text and `model` has no preprocessor.
+        ValueError: if there are no inputs, or if `x` is text and `model` has no
+            preprocessor.
     """
+    _validate_not_empty(x)
     if not _is_text(x):
         return x
     if getattr(model, "preprocessor", None) is None:
@@ -31,6 +33,18 @@ def preprocess(model, x):
         outputs = model.preprocess_samples(x)
     inputs, _, _ = keras.utils.unpack_x_y_sample_weight(outputs)
     return keras.tree.map_structure(ops.convert_to_numpy, inputs)
+
+
+def _validate_not_empty(x):
+    if _is_empty(x):
+        raise ValueError("`x` must hold at least one input. Received none.")
+
+
+def _is_empty(x):
+    if not isinstance(x, (dict, list, tuple)):
+        return tuple(getattr(x, "shape", ()))[:1] == (0,)
+    leaves = x.values() if isinstance(x, dict) else x
+    return len(leaves) == 0 or any(map(_is_empty, leaves))
 
 
 def _is_text(x):
@@ -56,9 +70,11 @@ def make_batches(model, x, batch_size):
             keras.tree.map_structure(lambda v: v[start : start + batch_size], x)
             for start in range(0, size, batch_size)
         ]
-    return [
+    batches = [
         keras.tree.map_structure(ops.convert_to_tensor, batch) for batch in x
     ]
+    _validate_not_empty(batches)
+    return batches
 
 
 def hold_back(inputs, size):

