@@ -475,10 +475,7 @@ def summarize(results):
             for kind in prompt_tasks.KINDS
         }
         test, error = budgets.mean_and_error(
-            [
-                100 * statistics.mean(run["test"].values())
-                for run in runs.values()
-            ]
+            [100 * mean(run["test"]) for run in runs.values()]
         )
         records.append(
             {
