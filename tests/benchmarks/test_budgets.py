@@ -37,7 +37,7 @@ def budget_tasks():
 @pytest.fixture
 def make_task(budget_tasks):
     def make(name):
-        return budget_tasks.BudgetTask(name, 8, 8, 8, 8)
+        return budget_tasks.BudgetTask(name, 8, 8, 8, 8, 8)
 
     return make
 
