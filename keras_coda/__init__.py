@@ -22,6 +22,7 @@ if importlib.util.find_spec("keras_hub") is not None:
     from keras_coda import training
     from keras_coda.conversion import CodaBackbone
     from keras_coda.conversion import coda_wrap
+    from keras_coda.conversion import layout_map
     from keras_coda.conversion import supported_models
     from keras_coda.exporting import export
 
@@ -31,6 +32,7 @@ if importlib.util.find_spec("keras_hub") is not None:
         "coda_wrap",
         "conversion",
         "export",
+        "layout_map",
         "supported_models",
         "training",
     ]
@@ -43,6 +45,7 @@ else:
             "coda_wrap",
             "conversion",
             "export",
+            "layout_map",
             "supported_models",
             "training",
         ):

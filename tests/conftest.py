@@ -1,7 +1,27 @@
+import os
+
 import keras
 import pytest
 
 from keras_coda.conversion import registry
+
+
+def make_virtual_devices():
+    """Before the backend looks for devices; for `test_distribution.py`."""
+    if keras.backend.backend() == "jax":
+        flags = [os.environ.get("XLA_FLAGS", "")]
+        flags.append("--xla_force_host_platform_device_count=4")
+        os.environ["XLA_FLAGS"] = " ".join(flags)
+    elif keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.set_logical_device_configuration(
+            tf.config.list_physical_devices("CPU")[0],
+            [tf.config.LogicalDeviceConfiguration() for _ in range(2)],
+        )
+
+
+make_virtual_devices()
 
 
 @pytest.fixture(autouse=True)

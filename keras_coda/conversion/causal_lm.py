@@ -7,8 +7,8 @@ import keras_hub
 import numpy as np
 from keras import ops
 
-from keras_coda.conversion.backend_differences import compiles_generation
-from keras_coda.conversion.backend_differences import join
+from keras_coda.backend_differences import compiles_generation
+from keras_coda.backend_differences import join
 from keras_coda.conversion.coda_task import CodaTask
 from keras_coda.validation import validate_non_negative_integer
 

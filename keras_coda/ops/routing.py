@@ -4,6 +4,8 @@ import math
 
 from keras import ops
 
+from keras_coda.backend_differences import shards_batches
+
 
 def routed_length(length, reduction_factor):
     """The number of tokens k = ceil(n / r) that a block computes.
@@ -50,9 +52,11 @@ def gather_rows(inputs, indices):
     """
     inputs = ops.convert_to_tensor(inputs)
     indices = ops.convert_to_tensor(indices)
+    if shards_batches():
+        return ops.vectorized_map(_take, (inputs, indices))
     batch_size, length, *row_shape = ops.shape(inputs)
     flat_inputs = ops.reshape(inputs, (batch_size * length, *row_shape))
-    return ops.take(flat_inputs, _flat_indices(indices, length), axis=0)
+    return _take((flat_inputs, _flat_indices(indices, length)))
 
 
 def add_rows(inputs, rows, indices):
@@ -77,14 +81,15 @@ def add_rows(inputs, rows, indices):
     inputs = ops.convert_to_tensor(inputs)
     rows = ops.convert_to_tensor(rows)
     indices = ops.convert_to_tensor(indices)
+    if shards_batches():
+        return ops.vectorized_map(_add, (inputs, rows, indices))
     batch_size, length, dim = ops.shape(inputs)
-    # Adding is faster on XLA than writing rows into zeros, and its gradient is
-    # a gather. `ops.scatter` would be a Python loop over the rows on PyTorch.
-    outputs = ops.scatter_update(
-        ops.reshape(inputs, (batch_size * length, dim)),
-        ops.reshape(_flat_indices(indices, length), (-1, 1)),
-        ops.reshape(rows, (-1, dim)),
-        reduction="add",
+    outputs = _add(
+        (
+            ops.reshape(inputs, (batch_size * length, dim)),
+            ops.reshape(rows, (-1, dim)),
+            ops.reshape(_flat_indices(indices, length), (-1,)),
+        )
     )
     return ops.reshape(outputs, (batch_size, length, dim))
 
@@ -134,6 +139,20 @@ def _gather_axis(inputs, indices, axis):
     # Rows must follow the batch axis to be gathered, and then go back.
     outputs = gather_rows(ops.moveaxis(inputs, axis, 1), indices)
     return ops.moveaxis(outputs, 1, axis)
+
+
+def _take(inputs_and_indices):
+    inputs, indices = inputs_and_indices
+    return ops.take(inputs, indices, axis=0)
+
+
+def _add(inputs_rows_and_indices):
+    # Adding is faster on XLA than writing rows into zeros, and its gradient is
+    # a gather. `ops.scatter` would be a Python loop over the rows on PyTorch.
+    inputs, rows, indices = inputs_rows_and_indices
+    return ops.scatter_update(
+        inputs, ops.expand_dims(indices, -1), rows, reduction="add"
+    )
 
 
 def _flat_indices(indices, length):

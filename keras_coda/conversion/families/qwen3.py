@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from keras_coda.conversion.backend_differences import has_windows
+from keras_coda.backend_differences import has_windows
 from keras_coda.conversion.encoder_block import find_part
 from keras_coda.conversion.llama_decoder import LLAMA
 from keras_coda.conversion.llama_decoder import LlamaBlock

@@ -1,7 +1,15 @@
-"""Where language models differ between backends: all that asks for them."""
+"""Where backends differ, but in exporting: all that asks for the backend."""
 
 import keras
 import numpy as np
+
+
+def shards_batches():
+    """Whether `keras.distribution` splits a batch, with the compiler's help.
+
+    A compiler keeps in its device what does not mix the batch with other axes.
+    """
+    return keras.config.backend() == "jax"
 
 
 def has_windows():
