@@ -5,6 +5,8 @@ from keras_coda.conversion.around import is_functional
 from keras_coda.conversion.around import with_backbone
 from keras_coda.conversion.coda_model import CodaModel
 from keras_coda.conversion.family import import_families
+from keras_coda.conversion.missing import leave_out_missing_tasks
+from keras_coda.conversion.missing import missing_note
 from keras_coda.conversion.settings import Settings
 from keras_coda.conversion.supported_models import supported_models
 from keras_coda.conversion.trained_weights import backbone_of
@@ -13,6 +15,7 @@ from keras_coda.conversion.unsupported import UNSUPPORTED
 from keras_coda.layers.block_settings import takes_settings
 
 import_families()
+leave_out_missing_tasks()
 
 
 @takes_settings(Settings)
@@ -102,7 +105,8 @@ def coda_wrap(model, settings):
             f"`model` must be one of the tasks {supported}. For a task of your "
             "own call `keras_coda.conversion.register_task` with its class, or "
             "convert `model.backbone` and build a model with the result. "
-            f"Received: a task of type {type(model).__name__}"
+            f"Received: a task of type {type(model).__name__}. "
+            f"{missing_note()}".rstrip()
         )
     coda_task = coda_task_cls.from_config(
         {

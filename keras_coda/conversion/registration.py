@@ -12,6 +12,7 @@ from keras_coda.conversion.causal_lm import CodaCausalLM
 from keras_coda.conversion.coda_backbone import CodaBackbone
 from keras_coda.conversion.coda_model import CodaModel
 from keras_coda.conversion.coda_task import CodaTask
+from keras_coda.conversion.missing import leave_out
 
 
 def register_family(family):
@@ -44,7 +45,7 @@ def register_family(family):
     if isinstance(dense_cls, str):
         dense_cls = getattr(keras_hub.models, family.backbone, None)
         if dense_cls is None:
-            registry.missing_families[family.backbone] = family
+            leave_out(family.backbone)
             return None
     if not _is_subclass(dense_cls, keras_hub.models.Backbone):
         raise TypeError(
@@ -124,6 +125,7 @@ def _make_class(mixin, dense_cls, attributes):
 
     coda_cls = types.new_class(name, (mixin, dense_cls), exec_body=fill)
     setattr(models, name, coda_cls)
+    models.missing_classes.pop(name, None)
     register = keras.saving.register_keras_serializable(package="keras_coda")
     return register(coda_cls)
 

@@ -3,8 +3,6 @@
 # From the dense class to what `coda_wrap` makes of it.
 backbone_classes = {}
 task_classes = {}
-# Families whose backbone the installed KerasHub lacks, by its name.
-missing_families = {}
 
 
 def tasks_of(backbone_cls):

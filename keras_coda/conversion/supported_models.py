@@ -3,6 +3,7 @@ from typing import NamedTuple
 from rich.table import Table
 
 from keras_coda.conversion import registry
+from keras_coda.conversion.missing import missing_note
 from keras_coda.tables import as_text
 
 COLUMNS = ["backbone", "routed", "always routed", "tasks", "exports tested"]
@@ -27,7 +28,10 @@ class SupportedModel(NamedTuple):
 
 
 class SupportedModels(tuple):
-    """A tuple of `SupportedModel` that prints as a table."""
+    """A tuple of `SupportedModel` that prints as a table.
+
+    And what the installed KerasHub lacks of what could be in it.
+    """
 
     def __str__(self):
         table = Table(title="Models that keras_coda.coda_wrap converts")
@@ -35,7 +39,7 @@ class SupportedModels(tuple):
             table.add_column(column)
         for model in self:
             table.add_row(*_cells(model, "\n"))
-        return as_text(table, width=110)
+        return f"{as_text(table, width=110)}\n{missing_note()}".rstrip()
 
     def to_markdown(self):
         """The table in Markdown, as in `docs/families.md`."""

@@ -157,7 +157,8 @@ def _preprocessor(model, format, sequence_length):
     """What turns strings into inputs, of its own for the artefact."""
     text_tasks = (
         keras_hub.models.TextClassifier,
-        keras_hub.models.TextEmbedder,
+        # Which KerasHub 0.29 lacks.
+        getattr(keras_hub.models, "TextEmbedder", ()),
     )
     if format != "tf_saved_model":
         raise ValueError(

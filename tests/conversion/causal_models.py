@@ -26,11 +26,13 @@ def causal_model(prefix, task_names=("CausalLM",), **config):
 
     def tasks(backbone):
         classes = (
-            getattr(keras_hub.models, prefix + name) for name in task_names
+            getattr(keras_hub.models, prefix + name, None)
+            for name in task_names
         )
         return [
             (cls(backbone=backbone, preprocessor=None), roberta_inputs())
             for cls in classes
+            if cls is not None  # An older KerasHub lacks the embedders.
         ]
 
     return TinyModel(

@@ -3,6 +3,7 @@
 import keras
 import keras_hub
 import numpy as np
+import pytest
 
 VOCABULARY_SIZE = 50
 HIDDEN_DIM = 16
@@ -11,6 +12,20 @@ IMAGE_SIZE = 16
 
 # Where padding begins in each row of a batch.
 LENGTHS = (12, 7, 12)
+
+
+def needs(name):
+    """Skips a test where the installed KerasHub lacks a class."""
+    return pytest.mark.skipif(
+        not hasattr(keras_hub.models, name), reason=f"KerasHub has no {name}"
+    )
+
+
+def task_if_known(name, backbone, inputs):
+    """A list of a task and its inputs; empty if KerasHub lacks the task."""
+    task_cls = getattr(keras_hub.models, name, None)
+    return [(task_cls(backbone), inputs)] if task_cls else []
+
 
 # For masked language models: of the last row, the last token.
 MASK_POSITIONS = np.array([[1, 3], [0, 2], [5, 11]])

@@ -157,7 +157,9 @@ def test_backbone_of_an_own_class(own_registry):
         register_family(dataclasses.replace(family, backbone=keras.Model))
     missing = dataclasses.replace(family, backbone="FutureBackbone")
     assert register_family(missing) is None
-    assert registry.missing_families["FutureBackbone"] is missing
+    with pytest.raises(ImportError, match="a KerasHub, newer.*upgrade keras-h"):
+        keras_coda.models.CodaFutureBackbone
+    assert "FutureBackbone. Run" in str(keras_coda.supported_models())
 
 
 def test_a_subclass_of_the_converted_class_changes_nothing():
@@ -237,7 +239,8 @@ def test_supported_models():
     assert bert.pinned == "[CLS]"
     # An example of a docstring may have registered one more in this process.
     tasks = [name for name in bert.tasks if hasattr(keras_hub.models, name)]
-    assert tasks == ["BertMaskedLM", "BertTextClassifier", "BertTextEmbedder"]
+    known = ["BertMaskedLM", "BertTextClassifier", "BertTextEmbedder"]
+    assert tasks == [name for name in known if hasattr(keras_hub.models, name)]
     assert "BertTextEmbedder" in str(models)
 
 

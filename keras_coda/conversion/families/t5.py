@@ -38,7 +38,7 @@ class T5EncoderBlock(EncoderBlock):
         projectors = attention.key_projector, attention.value_projector
         query_shape = (*queries.shape[:2], *heads)
         if training or not can_absorb(query_shape, context.shape, *projectors):
-            attended, _, _ = attention(
+            attended, *_ = attention(
                 queries,
                 key_value_states=context,
                 position_bias=bias,
@@ -134,6 +134,16 @@ class T5ConditionalBlock(ConditionalTransformerBlock):
         return outputs, bias
 
 
+def attend_cached(attention, inputs, cache, cache_update_index, **kwargs):
+    """KerasHub's T5 attention, which has no cache before KerasHub 0.32."""
+    if cache is None:
+        attended, position_bias, *_ = attention(inputs, **kwargs)
+        return attended, position_bias, None
+    return attention(
+        inputs, cache=cache, cache_update_index=cache_update_index, **kwargs
+    )
+
+
 class T5DecoderBlock(PartlyFrozen, keras.layers.Layer):
     """KerasHub's T5 decoder layer with two dense parallel adapters.
 
@@ -207,11 +217,12 @@ class T5DecoderBlock(PartlyFrozen, keras.layers.Layer):
             )
 
         hidden = self.attention_norm(hidden_states)
-        attended, position_bias, self_attention_cache = self.attention(
+        attended, position_bias, self_attention_cache = attend_cached(
+            self.attention,
             hidden,
+            self_attention_cache,
+            self_attention_cache_update_index,
             position_bias=position_bias,
-            cache=self_attention_cache,
-            cache_update_index=self_attention_cache_update_index,
             training=training,
         )
         outputs = (
@@ -220,12 +231,13 @@ class T5DecoderBlock(PartlyFrozen, keras.layers.Layer):
             + self.attention_adapter(hidden)
         )
 
-        attended, _, cross_attention_cache = self.cross_attention(
+        attended, _, cross_attention_cache = attend_cached(
+            self.cross_attention,
             self.cross_attention_norm(outputs),
+            cross_attention_cache,
+            cross_attention_cache_update_index,
             key_value_states=encoder_hidden_states,
             position_bias=encoder_bias,
-            cache=cross_attention_cache,
-            cache_update_index=cross_attention_cache_update_index,
             training=training,
         )
         outputs = outputs + self.cross_attention_dropout(
@@ -261,7 +273,9 @@ class T5DecoderBlock(PartlyFrozen, keras.layers.Layer):
         first_query = 0 if update_index is None else update_index
         bias = ops.zeros((1, 1, 1, 1), self.compute_dtype)
         if attention.use_relative_attention_bias:
-            bias = attention.compute_bias(length, num_keys, first_query)
+            # KerasHub before 0.32 takes no first query.
+            start = () if cache is None else (first_query,)
+            bias = attention.compute_bias(length, num_keys, *start)
             bias = ops.cast(bias, self.compute_dtype)
         mask = attention_mask
         if use_causal_mask:

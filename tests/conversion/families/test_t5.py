@@ -12,6 +12,7 @@ from tests.conversion.models import HIDDEN_DIM
 from tests.conversion.models import NUM_LAYERS
 from tests.conversion.models import assert_close
 from tests.conversion.models import compute
+from tests.conversion.models import needs
 from tests.conversion.models import randomize
 from tests.conversion.models import t5_inputs
 
@@ -59,11 +60,13 @@ class TestT5(FamilyTest):
             expected = ops.convert_to_numpy(bias)[0][:, routed][:, :, routed]
             assert_close(ops.convert_to_numpy(gathered[row]), expected)
 
+    @needs("T5Seq2SeqLM")
     def test_generate_equals_dense_at_reduction_factor_1(self):
         dense = keras_hub.models.T5Seq2SeqLM(self.dense_backbone())
         coda = keras_coda.coda_wrap(dense, reduction_factor=1)
         assert np.array_equal(self.generate(coda), self.generate(dense))
 
+    @needs("T5Seq2SeqLM")
     def test_generate_equals_greedy_search_without_cache(self):
         dense = keras_hub.models.T5Seq2SeqLM(self.dense_backbone())
         coda = keras_coda.coda_wrap(dense, reduction_factor=3)

@@ -4,6 +4,7 @@ from tests.conversion.models import BERT
 from tests.conversion.models import MASK_POSITIONS
 from tests.conversion.models import bert_inputs
 from tests.conversion.models import real_tokens
+from tests.conversion.models import task_if_known
 from tests.conversion.tiny import TinyModel
 
 
@@ -15,7 +16,7 @@ def tasks(backbone):
             keras_hub.models.BertMaskedLM(backbone),
             {**inputs, "mask_positions": MASK_POSITIONS},
         ),
-        (keras_hub.models.BertTextEmbedder(backbone), inputs),
+        *task_if_known("BertTextEmbedder", backbone, inputs),
     ]
 
 
