@@ -7,9 +7,16 @@ this is the page to mend.
 
 import functools
 
+import keras
 from keras.src.backend import get_keras_mask
 
-__all__ = ["forget_compiled_functions", "get_keras_mask", "sublayers"]
+__all__ = [
+    "forget_compiled_functions",
+    "get_keras_mask",
+    "own_dtype_policy",
+    "sublayers",
+    "track_variables_anew",
+]
 
 
 def sublayers(layer, recursive=False):
@@ -57,3 +64,30 @@ def forget_compiled_functions(model):
     # KerasHub's generative tasks compile it on the next `generate`.
     if getattr(model, "generate_function", None) is not None:
         model.generate_function = None
+
+
+def track_variables_anew(layer):
+    """Makes PyTorch forget the variables that layers inside no longer have.
+
+    Each layer tells PyTorch of the variables of all layers in it, once, and
+    else those that were quantized would be kept in float, too.
+
+    Args:
+        layer: a `keras.layers.Layer`.
+    """
+    for part in [layer, *sublayers(layer, recursive=True)]:
+        if hasattr(part, "_track_variables"):
+            part._track_variables()
+
+
+def own_dtype_policy(layer):
+    """Gives a layer the policy that it has by a map, which others share.
+
+    Keras cannot quantize it else.
+
+    Args:
+        layer: a `keras.layers.Layer`.
+    """
+    policy = layer.dtype_policy
+    if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
+        layer._dtype_policy = policy[layer.path]

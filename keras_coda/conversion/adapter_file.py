@@ -16,6 +16,8 @@ import safetensors
 from keras import ops
 from safetensors.numpy import save
 
+from keras_coda._keras_internals import sublayers
+from keras_coda.conversion.quantization import describe_quantization
 from keras_coda.conversion.serialization import is_serialized
 from keras_coda.conversion.trained_weights import backbone_of
 from keras_coda.conversion.trained_weights import name_weights
@@ -37,14 +39,13 @@ def save_adapter(model, path):
         path: _to_float32(weight)
         for path, weight in trained_weights(model).items()
     }
-    samples = _backbone_samples(backbone)
-    tensors |= {key: x for key, x in samples.items() if x is not None}
+    tensors |= _backbone_samples(backbone)
     metadata = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "settings": json.dumps(_settings(backbone)),
         "reduction_factor": json.dumps(backbone.reduction_factor),
-        "quantized": json.dumps(_is_quantized(samples)),
+        "quantized": json.dumps(describe_quantization(backbone)),
     }
     _write_whole(path, save(tensors, metadata=metadata))
 
@@ -57,8 +58,10 @@ def load_adapter(model, path):
     metadata, tensors = _read(path)
     backbone = backbone_of(model)
     _check_settings(path, json.loads(metadata["settings"]), _settings(backbone))
-    is_quantized = json.loads(metadata.get("quantized", "false"))
-    _check_backbone(path, tensors, _backbone_samples(backbone), is_quantized)
+    # Once it was whether anything is quantized, true or false.
+    quantized = json.loads(metadata.get("quantized", "[]")) or []
+    alike = quantized == describe_quantization(backbone)
+    _check_backbone(path, tensors, _backbone_samples(backbone, alike), alike)
     weights = trained_weights(model)
     _check_weights(path, tensors, weights)
     # Nothing below can fail, so the model is never left half changed.
@@ -72,6 +75,8 @@ def _settings(backbone):
     config = backbone.get_config()
     # The reduction factor may be changed at any time, and is loaded.
     config.pop("reduction_factor")
+    # Adapters move between quantized backbones and those in float.
+    config.pop("quantization", None)
     # Tuples become lists, as in a file.
     return json.loads(json.dumps(_flat(config)))
 
@@ -123,18 +128,24 @@ def _write_nameless(folder, path, content):
         os.link(f"/proc/self/fd/{descriptor}", path)
 
 
-def _backbone_samples(backbone):
+def _backbone_samples(backbone, of_quantized=True):
     """A few entries of each frozen weight, by name in the file.
 
-    `None` of a quantized weight, which differs from what it was made of.
+    Args:
+        of_quantized: bool. Whether also the scales of what is quantized, which
+            say which matrix it was made of.
     """
-    trained_ids = {id(weight) for weight in trained_weights(backbone).values()}
-    frozen = [w for w in backbone.weights if id(w) not in trained_ids]
+    left_out = {id(weight) for weight in trained_weights(backbone).values()}
+    for layer in sublayers(backbone, recursive=True):
+        if layer.quantization_mode is not None:
+            left_out |= {
+                id(weight)
+                for weight in layer.weights
+                if not _is_comparable(weight, of_quantized)
+            }
+    frozen = [w for w in backbone.weights if id(w) not in left_out]
     samples = {}
     for name, weight in name_weights(backbone, frozen).items():
-        if not keras.backend.is_float_dtype(weight.dtype):
-            samples[f"backbone/{name}"] = None
-            continue
         size = int(np.prod(weight.shape))
         positions = np.linspace(0, size - 1, _NUM_SAMPLES).astype("int32")
         # Taken on the device: a frozen weight can be large.
@@ -143,8 +154,10 @@ def _backbone_samples(backbone):
     return samples
 
 
-def _is_quantized(samples):
-    return any(sample is None for sample in samples.values())
+def _is_comparable(weight, of_quantized):
+    if of_quantized:
+        return keras.backend.is_float_dtype(weight.dtype)
+    return weight.name == "bias"
 
 
 def _read(path):
@@ -182,12 +195,15 @@ def _check_settings(path, saved, expected):
             )
 
 
-def _check_backbone(path, tensors, samples, is_quantized):
-    # A quantized model has other weights in the place of some.
-    is_quantized |= _is_quantized(samples)
+def _check_backbone(path, tensors, samples, alike):
+    """Raises a `ValueError` if the file was saved of other frozen weights.
+
+    Args:
+        alike: bool. Whether the same weights are quantized in the same way.
+    """
     for name, sample in samples.items():
         saved = tensors.get(name)
-        if is_quantized and (saved is None or sample is None):
+        if saved is None and not alike:
             continue
         if saved is None or not np.allclose(
             saved, sample, rtol=_SAMPLE_TOLERANCE, atol=1e-6

@@ -7,10 +7,13 @@ import keras
 import keras_hub
 
 from keras_coda._keras_internals import sublayers
+from keras_coda._keras_internals import track_variables_anew
 from keras_coda.conversion.coda_model import CodaModel
 from keras_coda.conversion.coda_model import router_fingerprints
 from keras_coda.conversion.graph import convert_graph
 from keras_coda.conversion.norms import is_norm
+from keras_coda.conversion.quantization import describe_quantization
+from keras_coda.conversion.quantization import restore_quantization
 from keras_coda.conversion.serialization import copy_model
 from keras_coda.conversion.serialization import serialize_uncompiled
 from keras_coda.conversion.serialization import with_dtype
@@ -175,6 +178,11 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
         for model in [self, *self._followers]:
             forget_compiled(model)
 
+    def forget_removed(self):
+        """Makes them forget the variables that were quantized."""
+        for model in [self, *self._followers]:
+            track_variables_anew(model)
+
     def warn_of_new_routers(self):
         """Warns, once, if routing is on and no router was ever fitted."""
         if self._new_routers is None or not self._new_routers:
@@ -218,6 +226,9 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
                 "adapter_activation": keras.activations.serialize(activation),
             }
         )
+        quantization = describe_quantization(self)
+        if quantization:
+            config["quantization"] = quantization
         return config
 
     @classmethod
@@ -227,4 +238,8 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
         dtype = config.pop("dtype", None)
         if dtype is not None:
             config["backbone"] = with_dtype(config["backbone"], dtype)
-        return cls(**config)
+        quantization = config.pop("quantization", [])
+        backbone = cls(**config)
+        if quantization:
+            restore_quantization(backbone, quantization)
+        return backbone

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from keras_coda.conversion import adapter_file
+from keras_coda.conversion.quantization import quantize_frozen
 from keras_coda.conversion.settings import Settings
 from keras_coda.conversion.trainable_summary import trainable_summary
 from keras_coda.conversion.trained_weights import backbone_of
@@ -84,6 +85,28 @@ class CodaModel:
             dict of the trainable counts.
         """
         return trainable_summary(self, print_fn)
+
+    def quantize(self, mode=None, config=None, filters=None):
+        """Quantizes the frozen weights, in place.
+
+        Adapters, routers, layer normalisations, LoRA and a task's head stay in
+        float and trainable, so the model can be trained, before or after. The
+        dense model that was converted shares the frozen weights, and is
+        quantized with it. docs/quantization.md says what is gained and lost.
+
+        Args:
+            mode: `"int8"` or `"int4"`.
+            config: optional `keras.quantizers.QuantizationConfig`, which says
+                how. Defaults to that of Keras for the mode.
+            filters: optional regular expression, list of them, or function of
+                a layer that returns a bool. Only layers whose name matches are
+                quantized. Defaults to `None`, all layers.
+
+        Raises:
+            ValueError: if `mode` is something else, or if nothing is left to
+                quantize.
+        """
+        quantize_frozen(backbone_of(self), mode, config, filters)
 
     def merge_lora(self):
         """Makes a model whose projections hold what LoRA learned.

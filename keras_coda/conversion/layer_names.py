@@ -5,14 +5,19 @@ import re
 
 
 def base_names(layers):
-    """Made-up names without their numbers, by name."""
+    """Made-up names without their numbers, by the path of the layer."""
     # Keras never makes up a name twice: a "dense_1" in each block is given.
-    counts = collections.Counter(layer.name for layer in layers)
+    counts = collections.Counter(map(_name_and_depth, layers))
     return {
-        layer.name: _base(layer)
+        layer.path: _base(layer)
         for layer in layers
-        if is_made_up(layer) and counts[layer.name] == 1
+        if is_made_up(layer) and counts[_name_and_depth(layer)] == 1
     }
+
+
+def _name_and_depth(layer):
+    # A path is `None` before the layer is built.
+    return layer.name, (layer.path or "").count("/")
 
 
 def is_made_up(layer):

@@ -2,6 +2,8 @@
 
 import keras
 
+from keras_coda.conversion.quantization import quantize_alike
+
 
 def with_dtype(serialized, dtype):
     """A serialised backbone, and those inside it, in another dtype."""
@@ -20,6 +22,7 @@ def is_serialized(value):
 
 def copy_model(model):
     copy = keras.saving.deserialize_keras_object(serialize_uncompiled(model))
+    quantize_alike(copy, model)
     copy.set_weights(model.get_weights())
     return copy
 

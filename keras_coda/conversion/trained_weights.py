@@ -1,5 +1,6 @@
 """Which weights of a converted model are trained and belong to a task."""
 
+import itertools
 import re
 
 import keras_hub
@@ -72,8 +73,11 @@ def name_weights(backbone, weights):
     for weight in weights:
         if id(weight) in nested_ids:
             continue
-        parts = weight.path.removeprefix(prefix).split("/")
-        name = "/".join(bases.get(part, part) for part in parts)
+        paths = itertools.accumulate(weight.path.split("/"), "{}/{}".format)
+        name = "/".join(
+            bases.get(path, path.rpartition("/")[-1]) for path in paths
+        )
+        name = name.removeprefix(prefix)
         name = re.sub(r"/variable_\d+$", "/variable", name)
         # T5's encoder and decoder each have a "self_attention/embeddings".
         while name in own:
@@ -89,7 +93,25 @@ def head_variables(task):
 
 
 def copy_head(source, target):
-    """Copies the head's weights to a task of the same class and settings."""
+    """Copies the head's weights to a task of the same class and settings.
+
+    Raises:
+        ValueError: if the head is quantized.
+    """
+    inside = sublayers(backbone_of(source), recursive=True)
+    backbone_ids = {id(layer) for layer in inside}
+    quantized = [
+        layer.name
+        for layer in sublayers(source, recursive=True)
+        if layer.quantization_mode and id(layer) not in backbone_ids
+    ]
+    if quantized:
+        raise ValueError(
+            "The head of `model` is quantized, and could not be trained. "
+            "Quantize the backbone alone, `model.backbone.quantize(...)`, "
+            "before a task is converted, or the converted task. "
+            f"Received: a task whose layers {quantized} are quantized"
+        )
     for source_weight, target_weight in zip(
         head_variables(source), head_variables(target), strict=True
     ):

@@ -5,6 +5,13 @@ from keras_coda.validation import validate_finite_number
 from keras_coda.validation import validate_positive_integer
 
 
+class FloatDense(keras.layers.Dense):
+    """A dense layer that is trained when the model around it is quantized.
+
+    Keras quantizes none of the subclasses of its layers.
+    """
+
+
 @keras.saving.register_keras_serializable(package="keras_coda")
 class ParallelAdapter(keras.layers.Layer):
     """A small bottleneck that runs beside a frozen Transformer block.
@@ -50,7 +57,7 @@ class ParallelAdapter(keras.layers.Layer):
         self.supports_masking = True
 
     def build(self, inputs_shape):
-        self.down = keras.layers.Dense(
+        self.down = FloatDense(
             self.adapter_dim,
             activation=self.activation,
             kernel_initializer="he_uniform",
@@ -58,7 +65,7 @@ class ParallelAdapter(keras.layers.Layer):
             name="down",
         )
         self.down.build(inputs_shape)
-        self.up = keras.layers.Dense(
+        self.up = FloatDense(
             inputs_shape[-1],
             kernel_initializer="zeros",
             dtype=self.dtype_policy,

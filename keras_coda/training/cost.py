@@ -13,6 +13,7 @@ from keras_coda.analysis.flops import ADDED_PARTS
 from keras_coda.analysis.flops import count_block
 from keras_coda.analysis.flops import count_outside
 from keras_coda.conversion.coda_wrap import coda_wrap
+from keras_coda.conversion.quantization import restore_quantization
 from keras_coda.training.observation import LEFT_OUT
 
 COSTS = ("flops", "seconds")
@@ -106,18 +107,21 @@ def timed_models(backbone):
     They are as large as the model that they are made from, and hold other
     weights, which they share.
     """
-    config = backbone.get_config()["backbone"]
-    dense = keras.saving.deserialize_keras_object(config)
+    config = backbone.get_config()
+    dense = keras.saving.deserialize_keras_object(config["backbone"])
     settings = {
         **vars(backbone.settings),
         "attention": backbone.attention,
         # It would have each of them copy the dense model.
         "lora_rank": None,
     }
-    return [dense] + [
+    converted = [
         coda_wrap(dense, **{**settings, "reduction_factor": factor})
         for factor in TIMED
     ]
+    # Of the weights that all of them share.
+    restore_quantization(converted[0], config.get("quantization", []))
+    return [dense, *converted]
 
 
 def time_models(models, batch):

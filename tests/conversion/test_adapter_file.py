@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 
+import keras
 import keras_hub
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from safetensors.numpy import save_file
 
 import keras_coda
 from keras_coda.conversion import adapter_file
+from keras_coda.conversion.layer_names import base_names
 from tests.conversion.models import assert_close
 from tests.conversion.models import bert_backbone
 from tests.conversion.models import bert_inputs
@@ -235,6 +237,16 @@ def test_adapters_of_float_and_int8_backbones(path):
     other = bert_backbone(seed=5)
     other.quantize("int8")
     refused(classifier(other, reduction_factor=2), path, "differs")
+
+
+def test_numbers_of_made_up_names_are_left_out():
+    """But not those of names that were given, as in each of two blocks."""
+    layers = []
+    for scope in ("own", "block_0/mlp", "block_1/mlp"):
+        with keras.name_scope(scope):
+            layers.append(keras.layers.Dense(2, name="dense_1"))
+            layers[-1].build((None, 2))
+    assert base_names(layers) == {"own/dense_1": "dense"}
 
 
 def test_metadata_are_readable(path):
