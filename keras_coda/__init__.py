@@ -23,6 +23,7 @@ if importlib.util.find_spec("keras_hub") is not None:
     from keras_coda.conversion import CodaBackbone
     from keras_coda.conversion import coda_wrap
     from keras_coda.conversion import layout_map
+    from keras_coda.conversion import predict_with_adapters
     from keras_coda.conversion import supported_models
     from keras_coda.exporting import export
 
@@ -33,6 +34,7 @@ if importlib.util.find_spec("keras_hub") is not None:
         "conversion",
         "export",
         "layout_map",
+        "predict_with_adapters",
         "supported_models",
         "training",
     ]
@@ -46,6 +48,7 @@ else:
             "conversion",
             "export",
             "layout_map",
+            "predict_with_adapters",
             "supported_models",
             "training",
         ):

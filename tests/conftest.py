@@ -36,7 +36,7 @@ def own_registry(monkeypatch):
     KerasHub looks for the class of a task among all that are registered, in no
     order: an own class would be found in the place of ours.
     """
-    for name in ("backbone_classes", "task_classes", "missing_families"):
+    for name in ("backbone_classes", "task_classes"):
         monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
     custom_objects = keras.saving.get_custom_objects()
     before = dict(custom_objects)

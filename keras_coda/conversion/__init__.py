@@ -14,6 +14,7 @@ from keras_coda.conversion.encoder_block import EncoderBlock
 from keras_coda.conversion.encoder_block import Parts
 from keras_coda.conversion.family import Family
 from keras_coda.conversion.layout_map import layout_map
+from keras_coda.conversion.predict_with_adapters import predict_with_adapters
 from keras_coda.conversion.registration import register_family
 from keras_coda.conversion.registration import register_task
 from keras_coda.conversion.supported_models import supported_models
@@ -25,6 +26,7 @@ __all__ = [
     "Parts",
     "coda_wrap",
     "layout_map",
+    "predict_with_adapters",
     "register_family",
     "register_task",
     "supported_models",

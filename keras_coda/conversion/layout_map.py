@@ -37,9 +37,8 @@ def layout_map(model, device_mesh, model_parallel_dim_name="model"):
 
     Example:
 
-    >>> devices = keras.distribution.list_devices()[:1]
     >>> mesh = keras.distribution.DeviceMesh(
-    ...     (1, 1), ("batch", "model"), devices
+    ...     (1, 2), ("batch", "model"), ["cpu:0", "cpu:1"]
     ... )
     >>> dense = keras_hub.models.BertBackbone(
     ...     vocabulary_size=100,
