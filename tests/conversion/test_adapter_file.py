@@ -241,12 +241,12 @@ def test_adapters_of_float_and_int8_backbones(path):
 
 def test_numbers_of_made_up_names_are_left_out():
     """But not those of names that were given, as in each of two blocks."""
-    layers = []
-    for scope in ("own", "block_0/mlp", "block_1/mlp"):
-        with keras.name_scope(scope):
-            layers.append(keras.layers.Dense(2, name="dense_1"))
-            layers[-1].build((None, 2))
-    assert base_names(layers) == {"own/dense_1": "dense"}
+    layers = [keras.layers.Dense(2, name="dense_1") for _ in range(3)]
+    layers[0].build((None, 2))
+    for number in (1, 2):
+        with keras.name_scope(f"block_{number}"):
+            layers[number].build((None, 2))
+    assert base_names(layers) == {"dense_1": "dense"}
 
 
 def test_metadata_are_readable(path):
