@@ -65,7 +65,7 @@ def predict_with_adapters(models, inputs, adapter_ids, batch_size=32):
     num_rows = len(keras.tree.flatten(inputs)[0])
     if not adapter_ids or len(adapter_ids) != num_rows:
         raise ValueError(
-            "`adapter_ids` must name a model for each row of `inputs`, of which "
+            "`adapter_ids` must name a model for each row of `inputs`, and "
             f"there must be some. Received: {len(adapter_ids)} names, "
             f"{num_rows} rows"
         )
