@@ -3,6 +3,7 @@ import os
 import keras
 import pytest
 
+from keras_coda import models
 from keras_coda.conversion import registry
 
 
@@ -36,8 +37,12 @@ def own_registry(monkeypatch):
     KerasHub looks for the class of a task among all that are registered, in no
     order: an own class would be found in the place of ours.
     """
-    for name in ("backbone_classes", "task_classes"):
-        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
+    for module, name in (
+        (registry, "backbone_classes"),
+        (registry, "task_classes"),
+        (models, "missing_classes"),
+    ):
+        monkeypatch.setattr(module, name, dict(getattr(module, name)))
     custom_objects = keras.saving.get_custom_objects()
     before = dict(custom_objects)
     yield
