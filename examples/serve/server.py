@@ -238,6 +238,30 @@ def reject_constant(name):
     raise ValueError(f"{name} is not JSON.")
 
 
+def load_model(folder, max_batch_size):
+    """A `Model`, or a `ValueError` that says what is there instead."""
+    if not pathlib.Path(folder, "saved_model.pb").is_file():
+        raise ValueError(
+            f"{folder} is no SavedModel: it has no saved_model.pb. Write one "
+            "with `keras-coda export`."
+        )
+    try:
+        return Model(folder, max_batch_size)
+    except (OSError, ValueError, RuntimeError, tf.errors.OpError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{folder} cannot be loaded: {reason}") from error
+
+
+def port(text):
+    """An argparse type."""
+    value = int(text)
+    if not 0 <= value < 2**16:
+        raise argparse.ArgumentTypeError(
+            f"must be from 0 to {2**16 - 1}, received {text}"
+        )
+    return value
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -246,7 +270,7 @@ def main():
     add = parser.add_argument
     add("models", nargs="+", metavar="NAME=FOLDER")
     add("--host", default="127.0.0.1", help="default: %(default)s")
-    add("--port", type=int, default=8501, help="0 takes a free one")
+    add("--port", type=port, default=8501, help="0 takes a free one")
     add("--max-batch-size", type=int, default=64)
     add("--max-body-mb", type=float, default=16)
     add("--threads", type=int, default=1, help="requests computed at a time")
@@ -256,11 +280,15 @@ def main():
         parser.error("each model is NAME=FOLDER")
     folders = dict(model.split("=", 1) for model in arguments.models)
     load_text_operations()
-    app = make_app(
-        {
-            name: Model(folder, arguments.max_batch_size)
+    try:
+        models = {
+            name: load_model(folder, arguments.max_batch_size)
             for name, folder in folders.items()
-        },
+        }
+    except ValueError as error:
+        parser.error(str(error))
+    app = make_app(
+        models,
         max_body_bytes=int(arguments.max_body_mb * 2**20),
         num_threads=arguments.threads,
     )

@@ -174,12 +174,18 @@ def test_bad_requests_are_answered(port, body, message):
     assert message in answer["error"]
 
 
+def import_server():
+    """In the test, because it imports TensorFlow."""
+    sys.path.insert(0, str(FOLDER / "serve"))
+    import server
+
+    return server
+
+
 @pytest.mark.parametrize("value", [np.inf, 1e39, [0.0, np.nan]])
 def test_numbers_out_of_range(value):
     """JSON has no infinity, but Python reads 1e999 as one."""
-    # Here, because it imports TensorFlow.
-    sys.path.insert(0, str(FOLDER / "serve"))
-    import server
+    server = import_server()
     import tensorflow as tf
 
     with pytest.raises(ValueError, match="range of float32"):
@@ -207,3 +213,25 @@ def test_other_errors(port):
         port, "/v1/models/bert:predict", {"instances": ["a film"]}
     )
     assert status == 200
+
+
+@pytest.mark.parametrize(
+    "content, port, message",
+    [
+        (None, "0", "is no SavedModel: it has no saved_model.pb"),
+        (b"no", "0", "cannot be loaded: "),
+        (None, "65536", "--port: must be from 0 to 65535, received 65536"),
+    ],
+)
+def test_what_cannot_be_served(
+    tmp_path, monkeypatch, capsys, content, port, message
+):
+    server = import_server()
+    if content is not None:
+        (tmp_path / "saved_model.pb").write_bytes(content)
+    arguments = ["server.py", f"bert={tmp_path}", f"--port={port}"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as error:
+        server.main()
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
