@@ -91,11 +91,9 @@ def restore_quantization(backbone, description):
 
 def _quantize(layer, mode, config=None):
     """Quantizes a layer as asked for, or what it quantizes later."""
-    # Keras before 3.14 takes no config.
-    given = {} if config is None else {"config": config}
     if layer.quantization_mode is None:
         own_dtype_policy(layer)
-        layer.quantize(mode, **given)
+        layer.quantize(mode, config=config)
     elif config is not None:
         # From a dtype policy, which does not say how to quantize the inputs.
         layer.quantization_config = config
@@ -114,10 +112,10 @@ def _without_garbage_collection():
 
 
 def _config(layer):
-    """How a layer was asked to quantize, if Keras says and it matters."""
-    if layer.quantization_mode not in MODES:
-        return None
-    return getattr(layer, "quantization_config", None)
+    """How a layer was asked to quantize, where that matters."""
+    return (
+        layer.quantization_config if layer.quantization_mode in MODES else None
+    )
 
 
 def _layers_by_matrix(backbone):
