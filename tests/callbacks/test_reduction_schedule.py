@@ -6,6 +6,7 @@ import keras_coda
 from keras_coda.callbacks import ElasticReduction
 from keras_coda.callbacks import ReductionSchedule
 from keras_coda.layers import ConditionalTransformerBlock
+from tests.backend_helpers import slow_to_compile
 from tests.conversion.models import predict
 from tests.conversion.models import vit_backbone
 
@@ -181,6 +182,7 @@ def test_elastic_reduction():
     assert again.values == values
 
 
+@slow_to_compile
 def test_sandwich():
     coda = make_model()
     recorder = Recorder()

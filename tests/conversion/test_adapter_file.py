@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 import keras_coda
 from keras_coda.conversion import adapter_file
 from keras_coda.conversion.layer_names import base_names
+from tests.backend_helpers import slow_to_compile
 from tests.conversion.models import assert_close
 from tests.conversion.models import bert_backbone
 from tests.conversion.models import bert_inputs
@@ -222,6 +223,7 @@ def test_damaged_numbers_are_refused(path, damage, match):
     refused(classifier(seed=2, reduction_factor=2), path, match)
 
 
+@slow_to_compile
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
 def test_adapters_of_float_and_int8_backbones(path):
     quantized = bert_backbone()

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import keras_coda
+from tests.backend_helpers import slow_to_compile
 from tests.conversion.models import assert_close
 from tests.conversion.models import compute
 from tests.conversion.models import randomize
@@ -178,6 +179,7 @@ def test_only_towers_are_trained(prefix):
             assert layer.trainable_weights == []
 
 
+@slow_to_compile
 def test_siglip_trains_itself():
     dense, inputs = nameless("SigLIP"), inputs_of("SigLIP")
     expected = compute(dense, inputs)

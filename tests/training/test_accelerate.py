@@ -92,6 +92,7 @@ def test_what_has_the_smallest_objective_is_kept():
     np.testing.assert_allclose(predict(fast, texts(8)), seen[-1], atol=1e-6)
 
 
+@slow_to_compile
 def test_all_inputs_are_trained_on_and_some_calibrated_on(monkeypatch):
     module = importlib.import_module("keras_coda.training.accelerate")
     monkeypatch.setattr(module, "NUM_CALIBRATED", 16)
