@@ -4,8 +4,7 @@ import keras
 
 from keras_coda._keras_internals import sublayers
 from keras_coda.conversion.trained_weights import backbone_of
-from keras_coda.layers import ParallelAdapter
-from keras_coda.layers import TokenRouter
+from keras_coda.layers.parallel_adapter import FloatDense
 
 
 def layout_map(model, device_mesh, model_parallel_dim_name="model"):
@@ -68,7 +67,7 @@ def layout_map(model, device_mesh, model_parallel_dim_name="model"):
     axis = device_mesh.axis_names.index(model_parallel_dim_name)
     num_parts = device_mesh.shape[axis]
     layouts = keras.distribution.LayoutMap(device_mesh)
-    for layer in _frozen_layers(backbone_of(model)):
+    for layer in sublayers(backbone_of(model), recursive=True):
         for weight, split in _splits(layer):
             if weight.shape[split] % num_parts == 0:
                 axes = [None] * len(weight.shape)
@@ -77,18 +76,11 @@ def layout_map(model, device_mesh, model_parallel_dim_name="model"):
     return layouts
 
 
-def _frozen_layers(layer):
-    """The layers inside, each once, but for those that are ours."""
-    found = {}
-    for child in sublayers(layer):
-        if not isinstance(child, (ParallelAdapter, TokenRouter)):
-            for inner in [child, *_frozen_layers(child)]:
-                found[id(inner)] = inner
-    return list(found.values())
-
-
 def _splits(layer):
     """Yields tuples of a weight and the axis to split it along."""
+    if isinstance(layer, FloatDense):
+        # Of an adapter: it is small.
+        return
     # By name: LoRA and quantisation make other values of `layer.kernel`.
     weights = {weight.name: weight for weight in layer.weights}
     if isinstance(layer, keras.layers.Embedding):
