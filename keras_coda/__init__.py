@@ -13,7 +13,21 @@ from keras_coda.layers.set_reduction_factor import set_reduction_factor
 
 __version__ = "0.1.0"
 
-__all__ = ["callbacks", "layers", "ops", "set_reduction_factor"]
+__all__ = [
+    "CodaBackbone",
+    "analysis",
+    "callbacks",
+    "coda_wrap",
+    "conversion",
+    "export",
+    "layers",
+    "layout_map",
+    "ops",
+    "predict_with_adapters",
+    "set_reduction_factor",
+    "supported_models",
+    "training",
+]
 
 # The layers need Keras alone; the conversion of KerasHub models needs KerasHub.
 if importlib.util.find_spec("keras_hub") is not None:
@@ -26,32 +40,12 @@ if importlib.util.find_spec("keras_hub") is not None:
     from keras_coda.conversion import predict_with_adapters
     from keras_coda.conversion import supported_models
     from keras_coda.exporting import export
-
-    __all__ += [
-        "CodaBackbone",
-        "analysis",
-        "coda_wrap",
-        "conversion",
-        "export",
-        "layout_map",
-        "predict_with_adapters",
-        "supported_models",
-        "training",
-    ]
 else:
+    _needs_keras_hub = [name for name in __all__ if name not in globals()]
+    __all__ = [name for name in __all__ if name in globals()]
 
     def __getattr__(name):
-        if name in (
-            "CodaBackbone",
-            "analysis",
-            "coda_wrap",
-            "conversion",
-            "export",
-            "layout_map",
-            "predict_with_adapters",
-            "supported_models",
-            "training",
-        ):
+        if name in _needs_keras_hub:
             raise ImportError(
                 f"`keras_coda.{name}` needs KerasHub. "
                 "Run `pip install keras-coda[hub]`."
