@@ -33,7 +33,7 @@ def distribute():
     keras.distribution.set_distribution(before)
 
 
-def data_parallel(model):
+def data_parallel(model=None):
     return keras.distribution.DataParallel(
         devices=keras.distribution.list_devices()
     )
@@ -55,7 +55,7 @@ def collectives(function, inputs):
     """What devices exchange in a function of a batch that they share."""
     import jax
 
-    layout = data_parallel(None).get_data_layout
+    layout = data_parallel().get_data_layout
     inputs = keras.tree.map_structure(
         lambda x: jax.device_put(x, layout(x.shape).backend_layout), inputs
     )

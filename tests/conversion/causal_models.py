@@ -1,8 +1,7 @@
 """Tiny language models, which differ in little."""
 
-import keras_hub
-
 from tests.conversion.models import roberta_inputs
+from tests.conversion.models import task_if_known
 from tests.conversion.tiny import TinyModel
 
 CONFIG = {
@@ -25,14 +24,10 @@ def causal_model(prefix, task_names=("CausalLM",), **config):
     """The `TinyModel` of a language model, by the prefix of its classes."""
 
     def tasks(backbone):
-        classes = (
-            getattr(keras_hub.models, prefix + name, None)
-            for name in task_names
-        )
         return [
-            (cls(backbone=backbone, preprocessor=None), roberta_inputs())
-            for cls in classes
-            if cls is not None  # An older KerasHub lacks the embedders.
+            task
+            for name in task_names
+            for task in task_if_known(prefix + name, backbone, roberta_inputs())
         ]
 
     return TinyModel(

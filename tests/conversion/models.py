@@ -24,7 +24,9 @@ def needs(name):
 def task_if_known(name, backbone, inputs):
     """A list of a task and its inputs; empty if KerasHub lacks the task."""
     task_cls = getattr(keras_hub.models, name, None)
-    return [(task_cls(backbone), inputs)] if task_cls else []
+    if task_cls is None:
+        return []
+    return [(task_cls(backbone=backbone, preprocessor=None), inputs)]
 
 
 # For masked language models: of the last row, the last token.
