@@ -9,11 +9,11 @@ from keras_coda.validation import validate_positive_integer
 def predict_with_adapters(models, inputs, adapter_ids, batch_size=32):
     """Predicts each row of a batch with the adapter that it is for.
 
-    The rows of each adapter go through its model together, so a batch takes a
-    forward pass for each adapter in it, and at most one more than
-    `len(inputs) / batch_size`. Rows are repeated until their number is a power
-    of two, or `batch_size`: few shapes are compiled, and k tokens of a row are
-    routed whatever the other rows are.
+    The rows of each adapter go through its model together: a forward pass for
+    each adapter in the batch, or more for one that has more than `batch_size`
+    rows. Rows are repeated until their number is a power of two, or
+    `batch_size`, so that few shapes are compiled. They do not change each
+    other's outputs.
 
     Args:
         models: dict from name to a converted model. Those that `coda_wrap`
