@@ -6,7 +6,8 @@ Times, in turn and each compiled on its own (eagerly on PyTorch), the dense
 block, the conditional block, and what the latter adds to the former: the
 router with its soft top-k and selection, the gather of the routed rows, the
 adapter and its two matrix products alone, and the addition of all to the
-residual. One block in the shape of BERT base's. Writes
+residual. All are less what a call that does nothing takes, which on a GPU is
+more than some of them. One block in the shape of BERT base's. Writes
 block_parts-BACKEND.json and .md.
 """
 
@@ -33,6 +34,7 @@ def parse_arguments():
     add("--batch-size", type=int, default=8)
     add("--reduction-factor", type=float, default=4)
     add("--rounds", type=int, default=30, help="timed calls of each")
+    timing.add_dtype(parser)
     add("--output", type=pathlib.Path, default=timing.RESULTS)
     add("--quick", action="store_true", help="short, one sequence, once")
     arguments = parser.parse_args()
@@ -56,21 +58,24 @@ def make_blocks(inputs, reduction_factor):
 def make_parts(arguments, dim=768):
     """Functions to time, by name."""
     shape = (arguments.batch_size, arguments.length, dim)
-    inputs = np.random.default_rng(0).normal(size=shape).astype("float32")
+    inputs = np.random.default_rng(0).normal(size=shape)
+    inputs = ops.cast(inputs, keras.config.dtype_policy().compute_dtype)
     dense, block = make_blocks(inputs, arguments.reduction_factor)
     adapter = block.adapter
-    _, indices = block.router(ops.convert_to_tensor(inputs))
-    indices = ops.convert_to_numpy(indices)
-    rows = np.take_along_axis(inputs, indices[..., None], axis=1)
+    _, indices = block.router(inputs)
+    rows = gather_rows(inputs, indices)
 
     def matmuls(inputs):
-        hidden = ops.matmul(inputs, adapter.down.kernel)
-        return ops.matmul(hidden, adapter.up.kernel)
+        for layer in (adapter.down, adapter.up):
+            kernel = ops.cast(layer.kernel, inputs.dtype)
+            inputs = ops.matmul(inputs, kernel)
+        return inputs
 
     def add_to_residual(inputs, adapted, rows, indices):
         return add_rows(inputs + adapted, rows, indices)
 
     return {
+        "nothing": compiled(lambda inputs: inputs[:1, :1], inputs),
         "dense block": compiled(dense, inputs),
         "conditional block": compiled(block, inputs),
         "router": compiled(block.router, inputs),
@@ -83,10 +88,9 @@ def make_parts(arguments, dim=768):
     }
 
 
-def compiled(function, *arrays):
+def compiled(function, *tensors):
     """A function without arguments that computes and waits."""
     backend = keras.config.backend()
-    tensors = [ops.convert_to_tensor(array) for array in arrays]
     if backend == "jax":
         import jax
 
@@ -103,7 +107,9 @@ def compiled(function, *arrays):
         import torch
 
         with torch.inference_mode():
-            return function(*tensors)
+            function(*tensors)
+        if timing.device() != "cpu":
+            torch.cuda.synchronize()
 
     return call
 
@@ -113,6 +119,8 @@ def main():
     seconds = timing.interleave(
         make_parts(arguments), arguments.rounds, num_warmup=3
     )
+    nothing = seconds.pop("nothing")
+    seconds = {name: value - nothing for name, value in seconds.items()}
     adapter_rest = seconds["adapter"] - seconds["adapter, matrix products"]
     beside = [seconds[name] for name in ("router", "gather", "add to residual")]
     seconds["all but matrix products"] = sum(beside) + max(adapter_rest, 0)
@@ -131,6 +139,8 @@ def main():
         "length": arguments.length,
         "batch_size": arguments.batch_size,
         "reduction_factor": arguments.reduction_factor,
+        "dtype": arguments.dtype,
+        "milliseconds of nothing": 1000 * nothing,
     }
     content = {"versions": timing.versions(), "setup": setup, "rows": rows}
     timing.write_json(path, content)

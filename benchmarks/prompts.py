@@ -4,8 +4,8 @@
     KERAS_BACKEND=torch python benchmarks/prompts.py --shapes qwen --quick
 
 Shapes of Llama 3.2 1B and Qwen 2.5 0.5B with fewer layers, random weights, one
-prompt, float32. It times in turn, in one process, KerasHub's dense model and
-the converted one:
+prompt (`--batch-size`), float32 (`--dtype`). It times in turn, in one process,
+KerasHub's dense model and the converted one:
 
 - prefill: `generate` of one token, the time to the first token;
 - decode: a further token, from `generate` of 1 + `--new-tokens`;
@@ -20,7 +20,6 @@ Writes prompts-BACKEND.json and .md.
 """
 
 import argparse
-import functools
 import json
 import pathlib
 
@@ -73,6 +72,7 @@ def parse_arguments():
     add("--shapes", default=",".join(SHAPES), help="default: %(default)s")
     add("--lengths", default="512,2048", help="of prompts")
     add("--reduction-factors", default="4,8", help="default: %(default)s")
+    add("--batch-size", type=int, default=1)
     add("--new-tokens", type=int, default=32)
     add("--rounds", type=int, default=3, help="timed calls of each")
     add("--no-training", action="store_true", help="time no training step")
@@ -109,7 +109,7 @@ def make_models(name, reduction_factors):
     return models
 
 
-def generation(model, length, num_tokens, batch_size=1):
+def generation(model, length, num_tokens, batch_size):
     """A function that generates so many tokens from each prompt."""
     rng = np.random.default_rng(0)
     width = length + num_tokens
@@ -127,16 +127,16 @@ def generation(model, length, num_tokens, batch_size=1):
     )
 
 
-def training(model, length, prompt_length):
+def training(model, length, prompt_length, batch_size):
     """A function that does one training step."""
     model.prompt_length = prompt_length
     rng = np.random.default_rng(0)
-    token_ids = rng.integers(1, 1000, (1, length)).astype("int32")
+    token_ids = rng.integers(1, 1000, (batch_size, length)).astype("int32")
     num_labels = length - max(prompt_length - 1, 0)
-    return functools.partial(
-        model.train_on_batch,
-        {"token_ids": token_ids, "padding_mask": np.ones_like(token_ids)},
-        token_ids[:, -num_labels:],
+    inputs = {"token_ids": token_ids, "padding_mask": np.ones_like(token_ids)}
+    # A float, because Keras returns what could not be computed as it is.
+    return lambda: float(
+        model.train_on_batch(inputs, token_ids[:, -num_labels:])
     )
 
 
@@ -161,12 +161,13 @@ def limit(coda, length):
 
 def run(name, length, arguments):
     """One record for each model."""
+    batch_size = arguments.batch_size
     factors = list(map(float, arguments.reduction_factors.split(",")))
     models = make_models(name, factors)
     first, more = (
         timing.interleave(
             {
-                key: generation(model, length, num_tokens)
+                key: generation(model, length, num_tokens, batch_size)
                 for key, model in models.items()
             },
             arguments.rounds,
@@ -183,6 +184,7 @@ def run(name, length, arguments):
                 model,
                 length,
                 prompt_length if model.reduction_factor > 1 else 0,
+                batch_size,
             )
             for key, model in converted.items()
         }
@@ -190,7 +192,7 @@ def run(name, length, arguments):
         # The same model at another length of the prompt is compiled anew.
         key = "r = 1, logits of the response"
         steps |= timing.interleave(
-            {key: training(models["r = 1"], length, prompt_length)},
+            {key: training(models["r = 1"], length, prompt_length, batch_size)},
             arguments.rounds,
         )
         models[key] = models["r = 1"]
@@ -201,7 +203,13 @@ def run(name, length, arguments):
             has_all = key == "r = 1"
             memory[key] = timing.peak_memory(
                 __file__,
-                [name, length, factor, 0 if has_all else length * 9 // 10],
+                [
+                    name,
+                    length,
+                    factor,
+                    0 if has_all else length * 9 // 10,
+                    batch_size,
+                ],
                 f"--dtype={arguments.dtype}",
             )
     decode = {
@@ -229,9 +237,9 @@ def run(name, length, arguments):
 
 
 def measure_memory(candidate):
-    name, length, factor, prompt_length = json.loads(candidate)
+    name, length, factor, prompt_length, batch_size = json.loads(candidate)
     model = make_models(name, [factor])[f"r = {factor:g}"]
-    timing.print_peak_memory(training(model, length, prompt_length))
+    timing.print_peak_memory(training(model, length, prompt_length, batch_size))
 
 
 def ratio(seconds, key):
@@ -254,6 +262,7 @@ def main():
                 {
                     "versions": timing.versions(),
                     "dtype": arguments.dtype,
+                    "batch_size": arguments.batch_size,
                     "num_layers": NUM_LAYERS,
                     "rounds": arguments.rounds,
                     "records": records,

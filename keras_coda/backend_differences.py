@@ -12,6 +12,109 @@ def shards_batches():
     return keras.config.backend() == "jax"
 
 
+def fuses_sums():
+    """Whether a sum is fused with what makes its terms.
+
+    Where it is not, each sum is a pass over memory.
+    """
+    return keras.config.backend() != "torch"
+
+
+def add_product(terms, inputs, kernel, num_contracted=1, scale=1.0):
+    """`terms + scale * inputs @ kernel` in one pass, on PyTorch.
+
+    Args:
+        terms: tensor of the shape of the outputs, or of the kernel's axes in
+            it.
+        inputs: tensor whose last `num_contracted` axes are the kernel's first.
+        kernel: tensor of any number of axes.
+        num_contracted: int >= 1.
+        scale: float.
+    """
+    import torch
+
+    units = kernel.shape[num_contracted:]
+    rows = inputs.flatten(-num_contracted).flatten(0, -2)
+    kernel = kernel.reshape(rows.shape[-1], -1)
+    terms = terms.reshape(-1, kernel.shape[1])
+    outputs = torch.addmm(terms, rows, kernel, alpha=scale)
+    return outputs.reshape(*inputs.shape[:-num_contracted], *units)
+
+
+def add_rows_in_place(inputs, rows, indices):
+    """Adds rows to those of a matrix, on PyTorch, which holds the sum then."""
+    return inputs.index_add_(0, indices, rows)
+
+
+def compiles_whole_models():
+    """Whether `jit_compile=True` of Keras compiles a model as one function.
+
+    PyTorch compiles the layers one by one, in minutes, and most of them not.
+    """
+    return keras.config.backend() != "torch"
+
+
+def compiled_forward(model):
+    """A function that infers, compiled by PyTorch for each shape of inputs.
+
+    Any batch size is one shape.
+    """
+    import torch
+
+    functions = {}
+
+    def forward(inputs):
+        specs = keras.tree.map_structure(
+            lambda tensor: keras.InputSpec(
+                shape=(None, *tensor.shape[1:]),
+                dtype=keras.backend.standardize_dtype(tensor.dtype),
+            ),
+            inputs,
+        )
+        key = str(keras.tree.flatten(specs))
+        if key not in functions:
+            program = program_of_torch(model, specs)
+            functions[key] = torch.compile(program.module(), dynamic=True)
+        inputs = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
+        with torch.no_grad():
+            return functions[key](inputs)
+
+    return forward
+
+
+def program_of_torch(model, specs):
+    """What `torch.export` makes of a model's inference.
+
+    Args:
+        model: a `keras.Model`.
+        specs: a `keras.InputSpec` for each input, in the model's structure.
+    """
+    import torch
+
+    # Keras 3.15 exports the model as a module, whose parameters PyTorch then
+    # writes twice: as such, unused, and as the constants of the graph.
+    class Forward(torch.nn.Module):
+        def forward(self, inputs):
+            return model(inputs, training=False)
+
+    def sample(spec):
+        # A batch of 1 would become the one batch size.
+        shape = (spec.shape[0] or 2, *spec.shape[1:])
+        return keras.ops.ones(shape, spec.dtype)
+
+    batch = torch.export.Dim("batch_size", min=1)
+
+    def dynamic_axes(spec):
+        return {0: batch if spec.shape[0] is None else None}
+
+    return torch.export.export(
+        Forward(),
+        (keras.tree.map_structure(sample, specs),),
+        dynamic_shapes=[keras.tree.map_structure(dynamic_axes, specs)],
+        strict=False,
+    )
+
+
 def has_windows():
     """Whether KerasHub's Qwen models attend within their windows.
 

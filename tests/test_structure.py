@@ -117,7 +117,13 @@ FLOORS = {
     "backend_differences.py": [],
     "models.py": [],
     "ops/": ["ops", "validation", "backend_differences"],
-    "layers/": ["layers", "ops", "validation", "_keras_internals"],
+    "layers/": [
+        "backend_differences",
+        "layers",
+        "ops",
+        "validation",
+        "_keras_internals",
+    ],
     "callbacks/": ["callbacks", "layers", "ops", "validation"],
     "conversion/families/": [
         "backend_differences",
@@ -156,6 +162,7 @@ FLOORS = {
         "_keras_internals",
     ],
     "exporting/": [
+        "backend_differences",
         "exporting",
         "conversion",
         "layers",

@@ -1,11 +1,14 @@
 """What a converted backbone and a converted task have in common."""
 
+import contextlib
 import os
 import tempfile
 
 import keras
 import numpy as np
 
+from keras_coda.backend_differences import compiled_forward
+from keras_coda.backend_differences import compiles_whole_models
 from keras_coda.conversion import adapter_file
 from keras_coda.conversion.quantization import quantize_frozen
 from keras_coda.conversion.settings import Settings
@@ -37,9 +40,45 @@ class CodaModel:
                 self.reduction_callback.restore()
 
     def predict(self, *args, **kwargs):
-        """Computes outputs; see `keras.Model.predict`."""
+        """Computes outputs; see `keras.Model.predict`.
+
+        With `compile(jit_compile=True)` PyTorch compiles it too, for each
+        length of the inputs and any batch size. Training and evaluation are
+        not compiled there.
+        """
         backbone_of(self).warn_of_new_routers()
         return super().predict(*args, **kwargs)
+
+    def make_train_function(self, force=False):
+        with self._compiled_whole():
+            return super().make_train_function(force)
+
+    def make_test_function(self, force=False):
+        with self._compiled_whole():
+            return super().make_test_function(force)
+
+    def make_predict_function(self, force=False):
+        if not self.jit_compile or compiles_whole_models():
+            return super().make_predict_function(force)
+        if self.predict_function is None or force:
+            forward = compiled_forward(self)
+
+            def predict(batches):
+                inputs, *_ = keras.utils.unpack_x_y_sample_weight(batches[0])
+                return forward(inputs)
+
+            self.predict_function = predict
+        return self.predict_function
+
+    @contextlib.contextmanager
+    def _compiled_whole(self):
+        """Where functions are compiled as a whole, or not at all."""
+        jit_compile = self.jit_compile
+        self.jit_compile = jit_compile and compiles_whole_models()
+        try:
+            yield
+        finally:
+            self.jit_compile = jit_compile
 
     @property
     def reduction_factor(self):

@@ -3,12 +3,15 @@
 import dataclasses
 import inspect
 
+import keras
+
 from keras_coda._keras_internals import sublayers
 from keras_coda.conversion.norms import copy_norm
 from keras_coda.conversion.norms import is_norm
 from keras_coda.layers import BlockKernels
 from keras_coda.layers import DenseBlock
 from keras_coda.layers.attend import attend
+from keras_coda.layers.dense import call_dense
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,8 +168,11 @@ class EncoderBlock(DenseBlock):
     def _run(self, steps, inputs, training):
         outputs = inputs
         for name, takes_training in steps:
+            part = getattr(self, name)
+            if isinstance(part, keras.layers.Dropout) and not training:
+                continue
             arguments = {"training": training} if takes_training else {}
-            outputs = getattr(self, name)(outputs, **arguments)
+            outputs = call_dense(part, outputs, **arguments)
         return outputs
 
     @property

@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_coda.conversion.encoder_block import EncoderBlock
 from keras_coda.layers import ConditionalTransformerBlock
+from keras_coda.layers.attend import attend_heads
 
 
 class RotaryEncoderBlock(EncoderBlock):
@@ -44,12 +45,11 @@ class RotaryEncoderBlock(EncoderBlock):
         query = split(attention.q_dense(routed.queries))
         key = split(attention.k_dense(routed.context))
         value = split(attention.v_dense(routed.context))
-        mask = routed.mask
-        attended = ops.dot_product_attention(
+        attended = attend_heads(
             self.rotate(query, routed.positions),
             self.rotate(key, routed.context_positions),
             value,
-            mask=None if mask is None else ops.expand_dims(mask, 1),
+            routed.mask,
         )
         shape = (
             *ops.shape(attended)[:2],

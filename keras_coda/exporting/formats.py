@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import keras
 
+from keras_coda.backend_differences import program_of_torch
+
 
 class Format(NamedTuple):
     """A kind of artefact.
@@ -87,26 +89,7 @@ def write_litert(model, path, specs):
 def write_torch(model, path, specs):
     import torch
 
-    # Keras 3.15 exports the model as a module, whose parameters PyTorch then
-    # writes twice: as such, unused, and as the constants of the graph.
-    class Forward(torch.nn.Module):
-        def forward(self, inputs):
-            return model(inputs, training=False)
-
-    # A batch of 1 would become the one batch size.
-    sample = {
-        name: keras.ops.ones((spec.shape[0] or 2, *spec.shape[1:]), spec.dtype)
-        for name, spec in specs.items()
-    }
-    batch = torch.export.Dim("batch_size", min=1)
-    dynamic_shapes = {
-        name: {0: batch if spec.shape[0] is None else None}
-        for name, spec in specs.items()
-    }
-    program = torch.export.export(
-        Forward(), (sample,), dynamic_shapes=[dynamic_shapes], strict=False
-    )
-    torch.export.save(program, path)
+    torch.export.save(program_of_torch(model, specs), path)
 
 
 FORMATS = {

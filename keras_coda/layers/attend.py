@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from keras_coda.layers.dense import call_dense
 from keras_coda.ops.masking import mask_scores
 
 
@@ -29,7 +30,7 @@ def attend(attention, queries, context, attention_mask=None, training=None):
         )
     if attention_mask is not None:
         attention_mask = ops.expand_dims(attention_mask, 1)
-    query = attention.query_dense(queries)
+    query = call_dense(attention.query_dense, queries)
     key_dense, value_dense = attention.key_dense, attention.value_dense
     if can_absorb(query.shape, context.shape, key_dense, value_dense):
         attended = attend_absorbed(
@@ -46,11 +47,11 @@ def attend(attention, queries, context, attention_mask=None, training=None):
     else:
         attended = ops.dot_product_attention(
             query,
-            key_dense(context),
-            value_dense(context),
+            call_dense(key_dense, context),
+            call_dense(value_dense, context),
             mask=attention_mask,
         )
-    return attention.output_dense(attended)
+    return call_dense(attention.output_dense, attended)
 
 
 def attend_heads(

@@ -298,15 +298,15 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
         update = ops.cast(update, inputs.dtype)
         # (batch_size, k, hidden_dim), weighted by the router.
         weights = ops.cast(ops.expand_dims(weights, -1), update.dtype)
-        outputs = inputs + self.adapter(hidden)
+        outputs = self.adapter.add_to(inputs, hidden)
         if self.shortcut is None:
             return rows.add(outputs, weights * update)
-        estimate = self.shortcut(hidden)
+        estimate = self.shortcut(rows.gather(hidden))
         if rows.are_all:
             # Exactly the update where the weight is 1.
             return outputs + weights * update + (1 - weights) * estimate
-        missed = weights * (update - rows.gather(estimate))
-        return rows.add(outputs + estimate, missed)
+        outputs = self.shortcut.add_to(outputs, hidden)
+        return rows.add(outputs, weights * (update - estimate))
 
     def compute_output_shape(self, inputs_shape):
         return inputs_shape

@@ -1,6 +1,8 @@
 import keras
 from keras import ops
 
+from keras_coda.layers.dense import add_dense
+from keras_coda.layers.dense import call_dense
 from keras_coda.validation import validate_finite_number
 from keras_coda.validation import validate_positive_integer
 
@@ -74,10 +76,15 @@ class ParallelAdapter(keras.layers.Layer):
         self.up.build((*inputs_shape[:-1], self.adapter_dim))
 
     def call(self, inputs):
-        outputs = self.up(self.down(inputs))
+        outputs = call_dense(self.up, call_dense(self.down, inputs))
         if self.scale == 1:
             return outputs
         return outputs * ops.cast(self.scale, outputs.dtype)
+
+    def add_to(self, residual, inputs):
+        """`residual + adapter(inputs)`, a tensor that nothing else holds."""
+        hidden = call_dense(self.down, inputs)
+        return add_dense(residual, self.up, hidden, self.scale)
 
     def compute_output_shape(self, inputs_shape):
         return inputs_shape

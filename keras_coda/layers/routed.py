@@ -29,10 +29,10 @@ class Rows(NamedTuple):
         return inputs if self.are_all else gather_rows(inputs, self.indices)
 
     def add(self, inputs, rows):
-        """`inputs` of all rows, with `rows` added to these."""
+        """`inputs` of all rows, which nothing else holds, and `rows`."""
         if self.are_all:
             return inputs + rows
-        return add_rows(inputs, rows, self.indices)
+        return add_rows(inputs, rows, self.indices, in_place=True)
 
     def positions(self, rows):
         """int32 positions of shape `(batch_size or 1, k)`.

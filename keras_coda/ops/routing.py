@@ -4,6 +4,8 @@ import math
 
 from keras import ops
 
+from keras_coda.backend_differences import add_rows_in_place
+from keras_coda.backend_differences import fuses_sums
 from keras_coda.backend_differences import shards_batches
 
 
@@ -59,13 +61,15 @@ def gather_rows(inputs, indices):
     return _take((flat_inputs, _flat_indices(indices, length)))
 
 
-def add_rows(inputs, rows, indices):
+def add_rows(inputs, rows, indices, in_place=False):
     """Adds to the rows that `gather_rows` takes; the others stay as they are.
 
     Args:
         inputs: tensor of shape `(batch_size, n, dim)`.
         rows: tensor of shape `(batch_size, k, dim)`.
         indices: int tensor of shape `(batch_size, k)`, distinct in each row.
+        in_place: bool. Whether the sum may take the place of `inputs`, which
+            saves a copy on PyTorch. Defaults to `False`.
 
     Returns:
         Tensor of shape `(batch_size, n, dim)`.
@@ -84,13 +88,13 @@ def add_rows(inputs, rows, indices):
     if shards_batches():
         return ops.vectorized_map(_add, (inputs, rows, indices))
     batch_size, length, dim = ops.shape(inputs)
-    outputs = _add(
-        (
-            ops.reshape(inputs, (batch_size * length, dim)),
-            ops.reshape(rows, (-1, dim)),
-            ops.reshape(_flat_indices(indices, length), (-1,)),
-        )
+    flat = (
+        ops.reshape(inputs, (batch_size * length, dim)),
+        ops.reshape(rows, (-1, dim)),
+        ops.reshape(_flat_indices(indices, length), (-1,)),
     )
+    saves_copy = in_place and not fuses_sums()
+    outputs = add_rows_in_place(*flat) if saves_copy else _add(flat)
     return ops.reshape(outputs, (batch_size, length, dim))
 
 
