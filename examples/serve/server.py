@@ -155,12 +155,13 @@ def load_text_operations():
 # === HTTP ===
 
 
-def make_app(models, max_body_bytes, num_threads):
+def make_app(models, max_body_bytes, body_seconds, num_threads):
     """The ASGI application.
 
     Args:
         models: dict from name to `Model`.
         max_body_bytes: the largest body of a request.
+        body_seconds: how long a client may take to send it.
         num_threads: how many requests are computed at the same time; the
             others wait.
     """
@@ -174,7 +175,13 @@ def make_app(models, max_body_bytes, num_threads):
 
     async def predict(request):
         model = find(request)
-        body = await read_body(request, max_body_bytes)
+        try:
+            with anyio.fail_after(body_seconds):
+                body = await read_body(request, max_body_bytes)
+        except TimeoutError as error:
+            raise HTTPException(
+                408, f"The body took more than {body_seconds} seconds."
+            ) from error
         try:
             return await anyio.to_thread.run_sync(
                 lambda: JSONResponse(model.predict(parse(body))),
@@ -273,6 +280,7 @@ def main():
     add("--port", type=port, default=8501, help="0 takes a free one")
     add("--max-batch-size", type=int, default=64)
     add("--max-body-mb", type=float, default=16)
+    add("--body-seconds", type=float, default=30, help="to send a body in")
     add("--threads", type=int, default=1, help="requests computed at a time")
     add("--max-connections", type=int, default=64, help="more are answered 503")
     arguments = parser.parse_args()
@@ -290,6 +298,7 @@ def main():
     app = make_app(
         models,
         max_body_bytes=int(arguments.max_body_mb * 2**20),
+        body_seconds=arguments.body_seconds,
         num_threads=arguments.threads,
     )
     uvicorn.run(

@@ -5,6 +5,7 @@ import tempfile
 
 import keras_hub
 
+from keras_coda._keras_internals import sublayers
 from keras_coda.exporting.formats import FORMATS
 from keras_coda.exporting.formats import check_packages
 from keras_coda.exporting.formats import is_running
@@ -15,6 +16,7 @@ from keras_coda.exporting.signature import half_precision
 from keras_coda.exporting.signature import has_dynamic_length
 from keras_coda.exporting.signature import input_signature
 from keras_coda.exporting.signature import named_model
+from keras_coda.exporting.signature import quantizes_inputs
 from keras_coda.validation import validate_choice
 
 
@@ -90,6 +92,7 @@ def export(
     _check_path(path, format)
     named = named_model(model, outputs)
     specs = input_signature(named, sequence_length, batch_size)
+    _check_length(named, specs)
     dynamic_length = has_dynamic_length(specs)
     if dynamic_length and not FORMATS[format].dynamic_length:
         raise ValueError(
@@ -105,6 +108,13 @@ def export(
             "`dtype='float32'`, and `load_adapter` what `save_adapter` wrote "
             "of this one, or choose `format='tf_saved_model'` or 'torch'. "
             f"Received: a model with layers in {half_precision(named)}"
+        )
+    if not FORMATS[format].quantized_inputs and quantizes_inputs(named):
+        raise ValueError(
+            f"`format={format!r}` takes no layers that quantize their inputs. "
+            "Quantize the weights alone, `quantize(config=keras.quantizers."
+            "Int8QuantizationConfig(activation_quantizer=None))`, or choose "
+            "another format. Received: a model that is quantized to int8"
         )
     if from_strings:
         preprocessor = _preprocessor(model, format, sequence_length)
@@ -130,6 +140,26 @@ def export(
             FORMATS[format].write(named, temporary_path, specs)
     if verbose:
         print(f"Exported {model.name} to {path!r} ({format}).")
+
+
+def _check_length(model, specs):
+    """Raises a `ValueError` where there are more tokens than positions."""
+    limits = [
+        layer.sequence_length
+        for layer in sublayers(model, recursive=True)
+        if isinstance(layer, keras_hub.layers.PositionEmbedding)
+    ]
+    lengths = [
+        spec.shape[1]
+        for name, spec in specs.items()
+        if name.endswith("token_ids") and spec.shape[1] is not None
+    ]
+    if limits and max(lengths, default=0) > max(limits):
+        raise ValueError(
+            f"`sequence_length` must be at most {max(limits)}, for which the "
+            "model has position embeddings. "
+            f"Received: sequence_length={max(lengths)}"
+        )
 
 
 def _check_path(path, format):

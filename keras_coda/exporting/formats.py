@@ -23,6 +23,7 @@ class Format(NamedTuple):
         packages: the modules needed to write it, by the extra that has them.
         dynamic_length: whether an artefact can take any sequence length.
         half_precision: whether an artefact can compute in float16 or bfloat16.
+        quantized_inputs: whether an artefact can round what int8 layers take.
     """
 
     write: object
@@ -31,6 +32,7 @@ class Format(NamedTuple):
     packages: dict
     dynamic_length: bool
     half_precision: bool
+    quantized_inputs: bool = True
 
 
 def write_saved_model(model, path, specs, preprocessor=None):
@@ -118,6 +120,8 @@ FORMATS = {
         dynamic_length=False,
         # It would need TensorFlow's own operations.
         half_precision=False,
+        # Its converter fails.
+        quantized_inputs=False,
     ),
     "torch": Format(
         write=write_torch,

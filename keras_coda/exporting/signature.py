@@ -95,6 +95,14 @@ def has_dynamic_length(specs):
     return any(None in spec.shape[1:] for spec in specs.values())
 
 
+def quantizes_inputs(model):
+    """Whether layers of a model round what they take to 8 bits."""
+    return any(
+        getattr(layer, "inputs_quantizer", None) is not None
+        for layer in sublayers(model, recursive=True)
+    )
+
+
 def half_precision(model):
     """The dtypes of less than 32 bits that layers of a model compute in."""
     dtypes = {layer.compute_dtype for layer in sublayers(model, recursive=True)}

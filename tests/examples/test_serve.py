@@ -45,6 +45,7 @@ def port(models, tmp_path_factory):
             "--port=0",
             f"--max-batch-size={MAX_BATCH_SIZE}",
             f"--max-body-mb={MAX_BODY_MB}",
+            "--body-seconds=1",
         ],
         env=artefacts.environment_without_keras(folder),
         stdout=subprocess.DEVNULL,
@@ -208,11 +209,17 @@ def test_other_errors(port):
             b"POST /v1/models/bert:predict HTTP/1.1\r\n"
             b"Host: 127.0.0.1\r\nContent-Length: 9\r\n\r\n{"
         )
-    # It goes on.
-    status, _ = request(
-        port, "/v1/models/bert:predict", {"instances": ["a film"]}
-    )
-    assert status == 200
+    # A client that sends no more, which the next does not wait for.
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(
+            b"POST /v1/models/bert:predict HTTP/1.1\r\n"
+            b"Host: 127.0.0.1\r\nContent-Length: 9\r\n\r\n{"
+        )
+        status, _ = request(
+            port, "/v1/models/bert:predict", {"instances": ["a film"]}
+        )
+        assert status == 200
+        assert b" 408 " in connection.recv(1024)
 
 
 @pytest.mark.parametrize(

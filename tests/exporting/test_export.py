@@ -22,15 +22,18 @@ OWN = {
         ("litert", "vit", {}),
         # With exact GELU, which tf2onnx does not know.
         ("onnx", "vit", {}),
+        ("onnx", "int8", {}),
     ],
     "jax": [
         ("tf_saved_model", "bert", {"sequence_length": 12}),
         ("tf_saved_model", "vit", {}),
+        ("tf_saved_model", "int8", {}),
     ],
     "torch": [
         ("torch", "bert", {"sequence_length": 12}),
         ("torch", "t5", {"sequence_length": 12}),
         ("torch", "vit", {}),
+        ("torch", "int8", {}),
     ],
 }[BACKEND]
 # What it has another backend write.
@@ -56,6 +59,8 @@ def vit():
 def test_artefacts_compute_what_the_model_does(classifier, vit, tmp_path):
     """One fresh process runs all of them, because importing takes seconds."""
     all_models = {"bert": classifier, "t5": artefacts.t5(), "vit": vit}
+    all_models["int8"] = artefacts.vit()
+    all_models["int8"].quantize("int8")
     checks = artefacts.Checks(tmp_path)
     before = classifier.get_weights()
     trainable = [weight.path for weight in classifier.trainable_weights]
@@ -222,6 +227,7 @@ def test_the_error_of_another_process_is_shown(vit, tmp_path, monkeypatch):
         ),
         ({"format": "torch", "path": "a.pt2"}, ValueError, "one sequence"),
         ({"sequence_length": 0}, ValueError, "at least 1"),
+        ({"sequence_length": 1000}, ValueError, "at most .*=1000"),
         ({"sequence_length": "12"}, TypeError, "must be an integer"),
         ({"sequence_length": (1, 2, 3)}, ValueError, "or a pair"),
         ({"batch_size": -1}, ValueError, "`batch_size` must be at least 1"),
@@ -265,6 +271,13 @@ def test_half_precision_is_refused(tmp_path, format):
     path = tmp_path / f"model{formats.FORMATS[format].suffix}"
     with pytest.raises(ValueError, match=r"in float32.*\['bfloat16'\]"):
         keras_coda.export(keras_coda.coda_wrap(model), path, format)
+
+
+def test_int8_inputs_are_refused_by_litert(tmp_path):
+    model = keras_coda.coda_wrap(models.vit_backbone(num_layers=1))
+    model.quantize("int8")
+    with pytest.raises(ValueError, match="Quantize the weights alone"):
+        keras_coda.export(model, tmp_path / "model.tflite", "litert")
 
 
 def test_missing_packages(vit, tmp_path, monkeypatch):
