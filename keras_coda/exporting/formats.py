@@ -10,6 +10,7 @@ from typing import NamedTuple
 import keras
 
 from keras_coda.backend_differences import program_of_torch
+from keras_coda.exporting.signature import with_weights_as_inputs
 
 
 class Format(NamedTuple):
@@ -62,23 +63,34 @@ def write_onnx(model, path, specs):
     from keras_coda.exporting import tf2onnx_operations
 
     tf2onnx_operations.register()
+    # Each step of tf2onnx copies the constants: 13 GB and more for BERT base.
+    # So weights are inputs, and become constants at the end.
+    stateless, weights = with_weights_as_inputs(model)
+    weight_specs = {
+        name: keras.InputSpec(shape=weight.shape, dtype=weight.dtype, name=name)
+        for name, weight in weights.items()
+    }
     with warnings.catch_warnings():
         # tf2onnx looks up names that NumPy 2 has dropped.
         warnings.filterwarnings("ignore", category=FutureWarning)
-        model.export(
+        stateless.export(
             path,
             format="onnx",
             verbose=False,
-            input_signature=[specs],
+            input_signature=[{**specs, **weight_specs}],
             opset_version=tf2onnx_operations.OPSET_VERSION,
         )
     artefact = onnx.load(path)
+    graph = artefact.graph
     # A constant that the model keeps as a tensor, such as the position ids of
     # KerasHub's ViT, is folded and yet left among the inputs.
-    inputs = artefact.graph.input
-    for extra in [value for value in inputs if value.name not in specs]:
-        inputs.remove(extra)
-    tf2onnx_operations.fold_shapes(artefact.graph)
+    for extra in [value for value in graph.input if value.name not in specs]:
+        graph.input.remove(extra)
+    used = {name for node in graph.node for name in node.input}
+    for name in used & weights.keys():
+        value = keras.ops.convert_to_numpy(weights[name])
+        graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    tf2onnx_operations.fold_constants(graph)
     # tf2onnx writes operations that ONNX does not have, and only logs it.
     onnx.checker.check_model(artefact)
     onnx.save(artefact, path)

@@ -52,6 +52,40 @@ def named_model(model, outputs=None):
     return keras.Model(inputs, kept, name=model.name)
 
 
+def with_weights_as_inputs(model):
+    """A model that computes the same with weights that it is given.
+
+    Args:
+        model: what `named_model` returned.
+
+    Returns:
+        A `keras.Model` with further inputs, and a dict from their names to the
+        variables of `model`.
+    """
+    weights = {
+        f"weight_{number}": variable
+        for number, variable in enumerate(model.variables)
+    }
+
+    class Stateless(keras.layers.Layer):
+        def call(self, inputs):
+            values = {id(weights[name]): inputs[name] for name in weights}
+            outputs, _ = model.stateless_call(
+                [values[id(x)] for x in model.trainable_variables],
+                [values[id(x)] for x in model.non_trainable_variables],
+                {name: inputs[name] for name in model.input},
+                training=False,
+            )
+            return outputs
+
+    inputs = dict(model.input)
+    for name, weight in weights.items():
+        inputs[name] = keras.Input(
+            batch_shape=weight.shape, dtype=weight.dtype, name=name
+        )
+    return keras.Model(inputs, Stateless()(inputs)), weights
+
+
 def input_signature(model, sequence_length=None, batch_size=None):
     """The `keras.InputSpec` of each input of a `named_model`.
 

@@ -1,4 +1,4 @@
-"""What tf2onnx lacks: some operations, and tidiness with constants."""
+"""What tf2onnx lacks: some operations, and a folding of constants."""
 
 import functools
 
@@ -49,29 +49,36 @@ def register():
             )
 
 
-def fold_shapes(graph):
-    """Replaces the shapes of constants, for which tf2onnx keeps copies.
+def fold_constants(graph):
+    """Computes what depends on constants alone, but what would be larger.
 
-    It asks the kernels of `ops.einsum` for them, which are then twice in the
-    file: as they are multiplied and as they came.
+    So the kernels of `ops.einsum` are reshaped in the file, where ONNX
+    Runtime's quantizer finds them.
 
     Args:
         graph: an `onnx.GraphProto`, which is changed.
     """
     from onnx import numpy_helper
+    from onnx.reference import ReferenceEvaluator
 
-    constants = {value.name: value for value in graph.initializer}
-    shapes = [
-        node
-        for node in graph.node
-        if node.op_type == "Shape"
-        and node.input[0] in constants
-        and not node.attribute
-    ]
-    for node in shapes:
-        shape = np.array(constants[node.input[0]].dims, "int64")
-        graph.initializer.append(numpy_helper.from_array(shape, node.output[0]))
-        graph.node.remove(node)
+    constants = {
+        value.name: numpy_helper.to_array(value) for value in graph.initializer
+    }
+    folded = {}
+    for node in list(graph.node):
+        if any(name not in constants for name in node.input):
+            continue
+        inputs = {name: constants[name] for name in node.input}
+        values = ReferenceEvaluator(node).run(None, inputs)
+        size = sum(value.nbytes for value in values)
+        if size <= max(sum(x.nbytes for x in inputs.values()), 1024):
+            graph.node.remove(node)
+            folded |= dict(zip(node.output, values))
+            constants |= folded
     used = {name for node in graph.node for name in node.input}
-    for name in {node.input[0] for node in shapes} - used:
-        graph.initializer.remove(constants[name])
+    used |= {output.name for output in graph.output}
+    for value in list(graph.initializer):
+        if value.name not in used:
+            graph.initializer.remove(value)
+    for name in used & folded.keys():
+        graph.initializer.append(numpy_helper.from_array(folded[name], name))
