@@ -8,8 +8,9 @@ each backend, compiled or not, and as exported artefacts: a SavedModel, ONNX
 Runtime in float32 and in int8 (ONNX Runtime's own dynamic quantization of the
 weights of matrix products), LiteRT and PyTorch's `.pt2`. Each runtime is a
 process of its own that holds its models, and all are asked in turn, so that a
-slow moment hits all of them; that takes some 20 GB of memory. They have all
-cores. Artefacts have one sequence length and any batch size.
+slow moment hits all of them. All at 512 tokens in batches of 8 take more than
+20 GB of memory; `--runtimes` chooses. They have all cores. Artefacts have one
+sequence length and any batch size.
 
 Efficiency is the speedup over r = 1, as a share of what multiply-adds allow.
 Writes latency.json and .md.

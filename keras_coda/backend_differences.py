@@ -57,7 +57,7 @@ def compiles_whole_models():
 def compiled_forward(model):
     """A function that infers, compiled by PyTorch for each shape of inputs.
 
-    Any batch size is one shape.
+    Any batch size is one shape; PyTorch itself sets a size of 1 apart.
     """
     import torch
 

@@ -43,8 +43,9 @@ class CodaModel:
         """Computes outputs; see `keras.Model.predict`.
 
         With `compile(jit_compile=True)` PyTorch compiles it too, for each
-        length of the inputs and any batch size. Training and evaluation are
-        not compiled there.
+        length of the inputs, and once for all batches but those of one row,
+        which it compiles for themselves. Training and evaluation are not
+        compiled there.
         """
         backbone_of(self).warn_of_new_routers()
         return super().predict(*args, **kwargs)
