@@ -1,6 +1,6 @@
 """The formats, and which backend can write which.
 
-The one file of this library that asks which backend runs.
+It asks which backend runs; besides it only `backend_differences.py` does.
 """
 
 import importlib.util
