@@ -170,10 +170,9 @@ def quantize(path, quantized_path):
     )
 
 
-def make_answers(arguments):
+def make_answers(arguments, length):
     """A function for each model, from NumPy inputs to NumPy outputs."""
     runtime = RUNTIMES[arguments.answer]
-    (length,) = map(int, arguments.lengths.split(","))
     if runtime.format is not None:
         sys.path.append(str(pathlib.Path(__file__).parents[1]))
         from tests.exporting.run_artefacts import LOADERS
@@ -201,8 +200,8 @@ def answer(arguments):
     """Answers requests from the standard input: a model and a batch size."""
     import numpy as np
 
-    (length,) = map(int, arguments.lengths.split(","))
-    answers = make_answers(arguments)
+    length = int(arguments.lengths)
+    answers = make_answers(arguments, length)
     rng = np.random.default_rng(0)
     print("ready", flush=True)
     for line in sys.stdin:
@@ -228,7 +227,6 @@ class Worker:
 
     def __init__(self, name, length, arguments):
         self.process = start(
-            name,
             RUNTIMES[name].backend or "tensorflow",
             arguments,
             f"--answer={name}",
@@ -256,7 +254,7 @@ class Worker:
         self.process.wait()
 
 
-def start(name, backend, arguments, *further, **streams):
+def start(backend, arguments, *further, **streams):
     command = [sys.executable, __file__, f"--artefacts={arguments.artefacts}"]
     if arguments.quick:
         command.append("--quick")
@@ -272,7 +270,7 @@ def start(name, backend, arguments, *further, **streams):
 def run(length, arguments):
     """Records of one length."""
     if not limits_path(arguments, length).exists():
-        process = start("", "tensorflow", arguments, f"--export={length}")
+        process = start("tensorflow", arguments, f"--export={length}")
         if process.wait():
             raise RuntimeError(f"{process.args} failed")
     limits = json.loads(limits_path(arguments, length).read_text())

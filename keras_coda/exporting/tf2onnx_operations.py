@@ -73,8 +73,9 @@ def fold_constants(graph):
         size = sum(value.nbytes for value in values)
         if size <= max(sum(x.nbytes for x in inputs.values()), 1024):
             graph.node.remove(node)
-            folded |= dict(zip(node.output, values))
-            constants |= folded
+            results = dict(zip(node.output, values))
+            folded |= results
+            constants |= results
     used = {name for node in graph.node for name in node.input}
     used |= {output.name for output in graph.output}
     for value in list(graph.initializer):

@@ -203,18 +203,16 @@ def test_other_errors(port):
     status, answer = request(port, "/v1/models/bert:predict", too_large)
     assert status == 413
     assert "at most" in answer["error"]
+    unfinished = (
+        b"POST /v1/models/bert:predict HTTP/1.1\r\n"
+        b"Host: 127.0.0.1\r\nContent-Length: 9\r\n\r\n{"
+    )
     # A client that leaves in the middle.
     with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(
-            b"POST /v1/models/bert:predict HTTP/1.1\r\n"
-            b"Host: 127.0.0.1\r\nContent-Length: 9\r\n\r\n{"
-        )
+        connection.sendall(unfinished)
     # A client that sends no more, which the next does not wait for.
     with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(
-            b"POST /v1/models/bert:predict HTTP/1.1\r\n"
-            b"Host: 127.0.0.1\r\nContent-Length: 9\r\n\r\n{"
-        )
+        connection.sendall(unfinished)
         status, _ = request(
             port, "/v1/models/bert:predict", {"instances": ["a film"]}
         )
