@@ -26,19 +26,15 @@ has whole seeds. Speed is measured last: keep the machine idle then.
 import argparse
 import contextlib
 import functools
-import json
 import math
-import os
 import pathlib
 import statistics
-import time
 from typing import NamedTuple
 
+import bookkeeping
 import budget_tasks
 import keras
 import keras_hub
-import numpy as np
-import quality
 import quality_tasks
 import rich.progress
 import timing
@@ -184,7 +180,7 @@ class Runner:
         if row in ROUTED:
             model, notes = self.calibrated(experiment)
             if row != "coda":
-                notes |= timed(
+                notes |= bookkeeping.timed(
                     lambda: self.train_best(model, notes, experiment)
                 )
             return model, notes
@@ -208,9 +204,9 @@ class Runner:
             return {"learning_rate": learning_rate}
 
         if name == "lora" or ROWS[name].is_whole:
-            return model, timed(train)
+            return model, bookkeeping.timed(train)
         path = self.path(name, learning_rate, seed)
-        return model, keep(path, kept_weights(model, name), train)
+        return model, bookkeeping.keep(path, kept_weights(model, name), train)
 
     def path(self, *parts):
         name = "-".join(map(str, (self.task.name, *parts)))
@@ -242,7 +238,7 @@ class Runner:
             # In the precision in which speed is measured.
             with dtype_policy("float32"):
                 timed_model = build(self.task, "coda")
-            load(trained_weights(timed_model), dense_path)
+            bookkeeping.load(trained_weights(timed_model), dense_path)
             calibrator = Calibrator(
                 timed_model,
                 self.task.unlabelled,
@@ -260,7 +256,7 @@ class Runner:
             }
 
         path = self.path("coda", experiment.speedup, seed)
-        notes = keep(path, trained_weights(model), calibrate)
+        notes = bookkeeping.keep(path, trained_weights(model), calibrate)
         keras_coda.set_reduction_factor(model, notes["reduction_factor"])
         return model, notes
 
@@ -306,7 +302,9 @@ class Runner:
         for number, factors in enumerate(candidates):
             path = self.path("aligned", experiment.speedup, seed, number)
             align = functools.partial(self.align, model, factors, seed, number)
-            error = keep(path, trained_weights(model), align)["error"]
+            error = bookkeeping.keep(path, trained_weights(model), align)[
+                "error"
+            ]
             keras_coda.set_reduction_factor(model, factors)
             yield factors, score(error)
             if has_labels:
@@ -325,7 +323,9 @@ class Runner:
         """
         rate = self.arguments.learning_rate
         if number > 0:
-            load(trained_weights(model), self.path("dense", rate, seed))
+            bookkeeping.load(
+                trained_weights(model), self.path("dense", rate, seed)
+            )
         calibrator = Calibrator(
             model, self.task.unlabelled, are_logits=True, verbose=0
         )
@@ -432,39 +432,6 @@ def copy_weights(source, target):
         weight.assign(keras.ops.convert_to_numpy(value))
 
 
-def timed(function):
-    start = time.monotonic()
-    return {**function(), "seconds": time.monotonic() - start}
-
-
-def keep(path, weights, train):
-    """Trains weights, or gives them the values they had when that was done.
-
-    Returns:
-        The notes that `train` returned then.
-    """
-    if not path.exists():
-        notes = timed(train)
-        values = {
-            name: keras.ops.convert_to_numpy(weight)
-            for name, weight in weights.items()
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}.npz")
-        np.savez(unfinished, notes=json.dumps(notes), **values)
-        unfinished.replace(path)
-    return load(weights, path)
-
-
-def load(weights, path):
-    """Gives weights the values that are kept; returns the notes."""
-    with np.load(path) as file:
-        for name, weight in weights.items():
-            if name in file:
-                weight.assign(file[name])
-        return json.loads(str(file["notes"]))
-
-
 # === Speed ===
 
 
@@ -514,7 +481,7 @@ def measure_missing_speedups(results, make_task, arguments, progress):
     for key in sorted(keys - set(results.speedups)):
         missing.setdefault(key.split("/")[0], []).append(key)
     for name, keys in progress.track(missing.items(), description="speed"):
-        quality.clear_session("float32")
+        bookkeeping.clear_session("float32")
         for key, speedup in measure_speedups(
             keys, make_task(name), arguments.num_rounds
         ):
@@ -552,10 +519,10 @@ def summarize(results):
             )
             for seed, run in runs.items()
         ]
-        test, error = mean_and_error(
+        test, error = bookkeeping.mean_and_error(
             [100 * run["test"] for run in runs.values()]
         )
-        lost, lost_error = mean_and_error(lost)
+        lost, lost_error = bookkeeping.mean_and_error(lost)
         records.append(
             {
                 "task": task,
@@ -575,14 +542,6 @@ def summarize(results):
             }
         )
     return records
-
-
-def mean_and_error(values):
-    """The mean and its standard error, as far as there are any."""
-    mean = statistics.mean(values) if values else None
-    if len(values) < 2:
-        return mean, None
-    return mean, statistics.stdev(values) / len(values) ** 0.5
 
 
 def plot(records, path):
@@ -636,26 +595,7 @@ def main():
     arguments = parse_arguments()
     name = "budgets-quick" if arguments.quick else "budgets"
     path = arguments.output / f"{name}.json"
-    setup = {
-        name: getattr(arguments, name)
-        for name in (
-            "train_size",
-            "validation_size",
-            "test_size",
-            "unlabelled_size",
-            "alignment_size",
-            "epochs",
-            "batch_size",
-            "learning_rate",
-            "layers_learning_rates",
-            "whole_learning_rates",
-            "second_epochs",
-            "second_learning_rate",
-            "cost",
-            "dtype",
-        )
-    }
-    results = quality.Results(path, setup)
+    results = bookkeeping.Results(path, bookkeeping.setup(arguments))
     asked = list(map(float, arguments.speedups.split(",")))
     experiments = [
         Experiment(task, row, speedup, int(seed))
@@ -681,7 +621,7 @@ def main():
             progress.update(bar, description=experiment.key)
             results.read()
             if experiment.key not in results.runs:
-                quality.clear_session(arguments.dtype)
+                bookkeeping.clear_session(arguments.dtype)
                 task = make_task(experiment.task)
                 run = Runner(task, arguments, folder).run(experiment)
                 results.add(runs={experiment.key: run})

@@ -27,13 +27,12 @@ import pathlib
 import statistics
 from typing import NamedTuple
 
-import budgets
+import bookkeeping
 import keras
 import keras_hub
 import numpy as np
 import prompt_tasks
 import prompts
-import quality
 import quality_tasks
 import rich.progress
 import timing
@@ -203,7 +202,7 @@ def train_language_model(arguments):
         history = keras.Model.fit(model, data, epochs=num_epochs, verbose=2)
         return {"loss": history.history["loss"]}
 
-    budgets.keep(path, {w.path: w for w in model.weights}, train)
+    bookkeeping.keep(path, {w.path: w for w in model.weights}, train)
     return model
 
 
@@ -295,7 +294,7 @@ class Runner:
         if row.is_routed:
             model, notes = self.calibrated(name, seed)
             if row.is_aligned:
-                notes |= budgets.timed(lambda: self.align(model, seed))
+                notes |= bookkeeping.timed(lambda: self.align(model, seed))
             return model, notes
         if row.num_layers < NUM_LAYERS:
             return self.shallow(row, seed)
@@ -320,7 +319,7 @@ class Runner:
             )
             return {"reduction_factor": calibration.reduction_factor}
 
-        notes = budgets.keep(path, trained_weights(coda), calibrate)
+        notes = bookkeeping.keep(path, trained_weights(coda), calibrate)
         keras_coda.set_reduction_factor(coda, notes["reduction_factor"])
         return coda, notes
 
@@ -393,7 +392,7 @@ class Runner:
             )
             return {"learning_rate": rate}
 
-        return coda, budgets.timed(fit)
+        return coda, bookkeeping.timed(fit)
 
 
 def name_of(arguments):
@@ -474,7 +473,7 @@ def summarize(results):
             )
             for kind in prompt_tasks.KINDS
         }
-        test, error = budgets.mean_and_error(
+        test, error = bookkeeping.mean_and_error(
             [100 * mean(run["test"]) for run in runs.values()]
         )
         records.append(
@@ -524,13 +523,7 @@ def plot(records, path):
 def main():
     arguments = parse_arguments()
     path = arguments.output / f"{name_of(arguments)}.json"
-    setup = {
-        name: value
-        for name, value in vars(arguments).items()
-        if name
-        not in ("rows", "seeds", "output", "quick", "no_speed", "num_rounds")
-    }
-    results = quality.Results(path, setup)
+    results = bookkeeping.Results(path, bookkeeping.setup(arguments))
     runner = Runner(train_language_model(arguments), arguments)
     experiments = [
         (name, int(seed))

@@ -28,6 +28,7 @@ import statistics
 import time
 from typing import NamedTuple
 
+import bookkeeping
 import keras
 import numpy as np
 import quality_tasks
@@ -360,46 +361,6 @@ def measure_speedup(experiment, task, num_rounds=7, batch_size=32):
 # === Results ===
 
 
-class Results:
-    """The results so far, of this process and others, in a file.
-
-    Attributes:
-        runs: dict from the key of an experiment to its accuracy and notes.
-        speedups: dict from that key without its seed to the speed.
-    """
-
-    def __init__(self, path, setup):
-        self.path, self.setup = path, setup
-        self.read()
-
-    def read(self):
-        self.runs, self.speedups = {}, {}
-        if not self.path.exists():
-            return
-        content = json.loads(self.path.read_text())
-        if content["setup"] != self.setup:
-            raise SystemExit(
-                f"error: {self.path} holds runs of another setup, "
-                f"{content['setup']}. Name another --output."
-            )
-        self.runs, self.speedups = content["runs"], content["speedups"]
-
-    def add(self, runs={}, speedups={}):
-        # Another process may have added some meanwhile.
-        self.read()
-        self.runs.update(runs)
-        self.speedups.update(speedups)
-        timing.write_json(
-            self.path,
-            {
-                "setup": self.setup,
-                "versions": timing.versions(),
-                "speedups": self.speedups,
-                "runs": self.runs,
-            },
-        )
-
-
 def summarize(results):
     """One record for each task, reduction factor and row, in order."""
     groups = {}
@@ -475,22 +436,7 @@ def plot(records, path):
 def main():
     arguments = parse_arguments()
     path = arguments.output / "quality.json"
-    setup = {
-        name: getattr(arguments, name)
-        for name in (
-            "train_size",
-            "test_size",
-            "epochs",
-            "more_epochs",
-            "vision_epochs",
-            "batch_size",
-            "sequence_length",
-            "learning_rate",
-            "second_learning_rate",
-            "dtype",
-        )
-    }
-    results = Results(path, setup)
+    results = bookkeeping.Results(path, bookkeeping.setup(arguments))
     asked = [float(r) for r in arguments.reduction_factors.split(",")]
     experiments = [
         Experiment(task, row, reduction_factor, int(seed))
@@ -515,7 +461,7 @@ def main():
             progress.update(bar, description=experiment.key)
             results.read()
             if not is_done(experiment, results.runs):
-                clear_session(arguments.dtype)
+                bookkeeping.clear_session(arguments.dtype)
                 runs = run(experiment, make_task(experiment.task), arguments)
                 results.add(runs=runs)
                 for key, result in runs.items():
@@ -531,12 +477,6 @@ def main():
     timing.write(path.with_suffix(".md"), table)
     plot(records, path.with_suffix(".png"))
     print(table)
-
-
-def clear_session(dtype):
-    """Forgets all models; Keras forgets the policy of dtypes with them."""
-    keras.backend.clear_session()
-    keras.config.set_dtype_policy(dtype)
 
 
 def is_done(experiment, runs):
@@ -557,7 +497,7 @@ def measure_missing_speedups(results, make_task, progress):
         experiment = parse_speedup_key(key)
         model = architecture(experiment)
         if model not in measured:
-            clear_session("float32")
+            bookkeeping.clear_session("float32")
             measured[model] = measure_speedup(
                 experiment, make_task(experiment.task)
             )

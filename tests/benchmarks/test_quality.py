@@ -56,6 +56,6 @@ def test_quick_run_and_its_continuation(tmp_path, monkeypatch):
     assert (tmp_path / "quality.png").stat().st_size > 0
 
     monkeypatch.syspath_prepend(BENCHMARKS)
-    quality = importlib.import_module("quality")
+    bookkeeping = importlib.import_module("bookkeeping")
     with pytest.raises(SystemExit, match="Name another --output"):
-        quality.Results(path, {**content["setup"], "epochs": 3})
+        bookkeeping.Results(path, {**content["setup"], "epochs": 3})

@@ -1,0 +1,123 @@
+"""What the benchmarks of quality share: runs that are kept, and their results.
+
+A finished run is written at once, so a killed benchmark goes on where it
+stopped, and several processes may share a folder.
+"""
+
+import json
+import os
+import statistics
+import time
+
+import keras
+import numpy as np
+import timing
+
+# Arguments of which the outcome of a run does not depend.
+OTHER_ARGUMENTS = (
+    "tasks",
+    "rows",
+    "reduction_factors",
+    "speedups",
+    "seeds",
+    "no_speed",
+    "num_rounds",
+    "output",
+    "quick",
+)
+
+
+def setup(arguments):
+    """What the outcome of all runs depends on, as a dict."""
+    return {
+        name: value
+        for name, value in vars(arguments).items()
+        if name not in OTHER_ARGUMENTS
+    }
+
+
+class Results:
+    """The results so far, of this process and others, in a file.
+
+    Attributes:
+        runs: dict from the key of an experiment to its accuracy and notes.
+        speedups: dict from that key without its seed to the speed.
+    """
+
+    def __init__(self, path, setup):
+        self.path, self.setup = path, setup
+        self.read()
+
+    def read(self):
+        self.runs, self.speedups = {}, {}
+        if not self.path.exists():
+            return
+        content = json.loads(self.path.read_text())
+        if content["setup"] != self.setup:
+            raise SystemExit(
+                f"error: {self.path} holds runs of another setup, "
+                f"{content['setup']}. Name another --output."
+            )
+        self.runs, self.speedups = content["runs"], content["speedups"]
+
+    def add(self, runs={}, speedups={}):
+        # Another process may have added some meanwhile.
+        self.read()
+        self.runs.update(runs)
+        self.speedups.update(speedups)
+        timing.write_json(
+            self.path,
+            {
+                "setup": self.setup,
+                "versions": timing.versions(),
+                "speedups": self.speedups,
+                "runs": self.runs,
+            },
+        )
+
+
+def timed(function):
+    start = time.monotonic()
+    return {**function(), "seconds": time.monotonic() - start}
+
+
+def keep(path, weights, train):
+    """Trains weights, or gives them the values they had when that was done.
+
+    Returns:
+        The notes that `train` returned then.
+    """
+    if not path.exists():
+        notes = timed(train)
+        values = {
+            name: keras.ops.convert_to_numpy(weight)
+            for name, weight in weights.items()
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(f".{os.getpid()}.npz")
+        np.savez(unfinished, notes=json.dumps(notes), **values)
+        unfinished.replace(path)
+    return load(weights, path)
+
+
+def load(weights, path):
+    """Gives weights the values that are kept; returns the notes."""
+    with np.load(path) as file:
+        for name, weight in weights.items():
+            if name in file:
+                weight.assign(file[name])
+        return json.loads(str(file["notes"]))
+
+
+def clear_session(dtype):
+    """Forgets all models; Keras forgets the policy of dtypes with them."""
+    keras.backend.clear_session()
+    keras.config.set_dtype_policy(dtype)
+
+
+def mean_and_error(values):
+    """The mean and its standard error, as far as there are any."""
+    mean = statistics.mean(values) if values else None
+    if len(values) < 2:
+        return mean, None
+    return mean, statistics.stdev(values) / len(values) ** 0.5

@@ -1,0 +1,517 @@
+"""What a T5 writes whose encoder is made faster, at equal measured speed.
+
+    KERAS_BACKEND=torch python benchmarks/generation.py
+
+No pretrained T5 is at hand, so a small one of T5 1.1's architecture (10.5M
+parameters, six layers each) is trained first on the kinds of texts of
+generation_tasks.py: `--steps` steps, about an hour on a core, kept in
+`first_stages` of the output folder.
+
+- CoDA is what `keras_coda.training.accelerate` makes of it, from
+  `--alignment-size` texts and what is to be written about them.
+- The first encoder layers alone get dense adapters that are trained on as many
+  examples, at the learning rate that is best on the validation part with seed
+  0.
+- Texts are cut to their first tokens; the question comes first.
+
+Greedy. Copies and answers count if they are exactly right; answers have an F1,
+too, and summaries ROUGE-L, by torchmetrics. Their mean, in which answers count
+by exactness, is the score. Two speeds, over the dense T5, in float32: that of
+the encoder and that of `generate`, for `--timed-batch` texts. Seeds are of what
+follows the training of the T5. Writes generation.json and .md; finished runs
+are written at once. Needs `apt-get -o Acquire::Languages=en update` and
+
+    pip install python-debian torchmetrics
+"""
+
+import argparse
+import functools
+import math
+import pathlib
+import statistics
+from typing import NamedTuple
+
+import bookkeeping
+import generation_tasks
+import keras
+import keras_hub
+import numpy as np
+import quality_tasks
+import rich.progress
+import timing
+from torchmetrics.functional import text as metrics
+
+import keras_coda
+
+NUM_LAYERS = 6
+SETTINGS = {"adapter_dim": 32, "shortcut_dim": 64}
+
+
+class Row(NamedTuple):
+    """One way to write.
+
+    Attributes:
+        text: what the table calls it.
+        speedup: optional, what CoDA is asked for.
+        num_layers: of the first encoder layers alone.
+        divisor: texts are cut to n / divisor tokens.
+    """
+
+    text: str
+    speedup: float | None = None
+    num_layers: int = NUM_LAYERS
+    divisor: int = 1
+
+    @property
+    def is_trained(self):
+        return self.speedup is not None or self.num_layers < NUM_LAYERS
+
+
+ROWS = {"dense": Row("dense")}
+for speedup in (1.5, 2, 2.5, 3.5):
+    ROWS[f"coda{speedup}"] = Row(f"CoDA, {speedup} asked for", speedup)
+for num_layers in (4, 3, 2):
+    ROWS[f"first{num_layers}"] = Row(
+        f"first {num_layers} of {NUM_LAYERS} encoder layers",
+        num_layers=num_layers,
+    )
+for divisor in (2, 3):
+    ROWS[f"truncated{divisor}"] = Row(
+        f"first n / {divisor} tokens", divisor=divisor
+    )
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--rows", default=",".join(ROWS), help="default: all")
+    add("--seeds", default="0,1,2", help="default: %(default)s")
+    add("--steps", type=int, default=3000, help="of the T5")
+    add("--model-learning-rate", type=float, default=1e-3, help="of the T5")
+    add("--hidden-dim", type=int, default=256, help="of the T5")
+    add("--alignment-size", type=int, default=4000)
+    add("--evaluation-size", type=int, default=400, help="of each kind")
+    add("--epochs", type=int, default=3)
+    add("--batch-size", type=int, default=32)
+    add("--learning-rate", type=float, default=1e-3, help="of alignment")
+    add("--layers-learning-rates", default="1e-3,3e-3", help="of first layers")
+    add("--dtype", default="mixed_bfloat16", help="default: %(default)s")
+    add("--timed-batch", type=int, default=8)
+    add("--num-rounds", type=int, default=7, help="of timing")
+    add("--no-speed", action="store_true", help="measure no speed")
+    add("--output", type=pathlib.Path, default=timing.RESULTS)
+    add("--quick", action="store_true", help="small defaults, no meaning")
+    return timing.parse_arguments(
+        parser,
+        rows="dense,coda1.5,first3,truncated2",
+        seeds="0",
+        steps=2,
+        hidden_dim=64,
+        alignment_size=12,
+        evaluation_size=4,
+        epochs=1,
+        batch_size=6,
+        layers_learning_rates="1e-3",
+        timed_batch=2,
+        num_rounds=1,
+    )
+
+
+# === The T5 ===
+
+
+def make_t5(hidden_dim):
+    backbone = keras_hub.models.T5Backbone(
+        vocabulary_size=generation_tasks.VOCABULARY_SIZE,
+        num_layers=NUM_LAYERS,
+        num_heads=hidden_dim // 64,
+        hidden_dim=hidden_dim,
+        intermediate_dim=2 * hidden_dim,
+        key_value_dim=64,
+        dropout=0.0,
+        activation="gelu",
+    )
+    return with_greedy_sampler(
+        keras_hub.models.T5Seq2SeqLM(
+            backbone, preprocessor=generation_tasks.make_preprocessor()
+        )
+    )
+
+
+def with_greedy_sampler(model, optimizer="sgd"):
+    model.compile(
+        optimizer=optimizer,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        weighted_metrics=[],
+        sampler="greedy",
+    )
+    return model
+
+
+def make_arrays(size, seed):
+    """Examples of all kinds, mixed: inputs, labels and weights of these."""
+    texts, targets = generation_tasks.make_mixture("train", size, seed)
+    order = np.random.default_rng(seed).permutation(len(texts))
+    tokens = generation_tasks.make_preprocessor()(
+        {
+            "encoder_text": [texts[index] for index in order],
+            "decoder_text": [targets[index] for index in order],
+        }
+    )
+    return keras.tree.map_structure(keras.ops.convert_to_numpy, tokens)
+
+
+def fit(model, size, seed, batch_size, epochs, learning_rate, verbose=0):
+    inputs, labels, weights = make_arrays(size, seed)
+    optimizer = quality_tasks.make_optimizer(
+        learning_rate, len(labels), epochs, batch_size
+    )
+    with_greedy_sampler(model, optimizer)
+    history = keras.Model.fit(
+        model,
+        inputs,
+        labels,
+        sample_weight=weights,
+        batch_size=batch_size,
+        epochs=epochs,
+        verbose=verbose,
+    )
+    return {"loss": history.history["loss"]}
+
+
+def train_t5(arguments):
+    """A dense T5 that does what generation_tasks.py asks for."""
+    keras.utils.set_random_seed(0)
+    model = make_t5(arguments.hidden_dim)
+    bookkeeping.keep(
+        arguments.output / "first_stages" / f"{name_of(arguments)}.npz",
+        {weight.path: weight for weight in model.weights},
+        lambda: fit(
+            model,
+            arguments.steps * arguments.batch_size,
+            seed=0,
+            batch_size=arguments.batch_size,
+            epochs=1,
+            learning_rate=arguments.model_learning_rate,
+            verbose=1,
+        ),
+    )
+    return model
+
+
+# === Scores ===
+
+
+def scores(model, split, arguments, divisor=1):
+    """In percent, by kind of text."""
+    model.preprocessor = generation_tasks.make_preprocessor(
+        generation_tasks.SEQUENCE_LENGTH // divisor
+    )
+    found = {}
+    for kind in generation_tasks.KINDS:
+        texts, targets = generation_tasks.make_examples(
+            kind, split, arguments.evaluation_size
+        )
+        written = write(model, texts, arguments.batch_size)
+        if kind == "summarising":
+            rouge = metrics.rouge_score(written, targets, rouge_keys="rougeL")
+            found[kind] = 100 * float(rouge["rougeL_fmeasure"])
+            continue
+        squad = metrics.squad(
+            [
+                {"prediction_text": text, "id": str(index)}
+                for index, text in enumerate(written)
+            ],
+            [
+                {"answers": {"text": [text]}, "id": str(index)}
+                for index, text in enumerate(targets)
+            ],
+        )
+        found[kind] = float(squad["exact_match"])
+        if kind == "answering":
+            found["answering, F1"] = float(squad["f1"])
+    model.preprocessor = generation_tasks.make_preprocessor()
+    return found
+
+
+def write(model, texts, batch_size):
+    written = []
+    for start in range(0, len(texts), batch_size):
+        written += model.generate(
+            texts[start : start + batch_size],
+            max_length=generation_tasks.RESPONSE_LENGTH,
+        )
+    return written
+
+
+def score(found):
+    return statistics.mean(found[kind] for kind in generation_tasks.KINDS)
+
+
+# === Rows ===
+
+
+class Runner:
+    """Does the runs.
+
+    Args:
+        dense: the T5.
+        arguments: of the command line.
+    """
+
+    def __init__(self, dense, arguments):
+        self.dense, self.arguments = dense, arguments
+
+    def run(self, name, seed):
+        row = ROWS[name]
+        model, notes = self.make(row, seed)
+        for split in ("validation", "test"):
+            notes[split] = scores(model, split, self.arguments, row.divisor)
+        return notes
+
+    def make(self, row, seed):
+        keras.utils.set_random_seed(seed)
+        if row.speedup is not None:
+            return self.accelerated(row.speedup, seed)
+        if row.num_layers == NUM_LAYERS:
+            return self.dense, {}
+        if seed == 0:
+            return self.best_first_layers(row.num_layers)
+        _, notes = self.best_first_layers(row.num_layers)
+        return self.first_layers(row.num_layers, notes["learning_rate"], seed)
+
+    def accelerated(self, speedup, seed):
+        arguments = self.arguments
+        inputs, _, _ = make_arrays(arguments.alignment_size, 1000 + seed)
+        found = []
+
+        def accelerate():
+            found.extend(
+                keras_coda.training.accelerate(
+                    self.dense,
+                    inputs,
+                    speedup=speedup,
+                    epochs=arguments.epochs,
+                    learning_rate=arguments.learning_rate,
+                    batch_size=arguments.batch_size,
+                    seed=seed,
+                    verbose=0,
+                    **SETTINGS,
+                )
+            )
+            _, calibration = found
+            return {
+                "reduction_factor": calibration.reduction_factor,
+                "speedup": calibration.speedup,
+                "error": float(calibration.error),
+            }
+
+        notes = bookkeeping.timed(accelerate)
+        return with_greedy_sampler(found[0]), notes
+
+    @functools.cache
+    def best_first_layers(self, num_layers):
+        rates = map(float, self.arguments.layers_learning_rates.split(","))
+        return max(
+            (self.first_layers(num_layers, rate, seed=0) for rate in rates),
+            key=lambda found: score(
+                scores(found[0], "validation", self.arguments)
+            ),
+        )
+
+    def first_layers(self, num_layers, learning_rate, seed):
+        """The first encoder layers, with adapters that learn the tasks."""
+        keras.utils.set_random_seed(seed)
+        arguments = self.arguments
+        model = convert(self.dense, first_layers_factors(num_layers))
+
+        def train():
+            fit(
+                model,
+                arguments.alignment_size,
+                1000 + seed,
+                arguments.batch_size,
+                arguments.epochs,
+                learning_rate,
+            )
+            return {
+                "learning_rate": learning_rate,
+                "reduction_factor": model.reduction_factor,
+            }
+
+        return model, bookkeeping.timed(train)
+
+
+def first_layers_factors(num_layers):
+    return [1] * num_layers + [math.inf] * (NUM_LAYERS - num_layers)
+
+
+def convert(dense, reduction_factor, **settings):
+    coda = keras_coda.coda_wrap(
+        dense,
+        reduction_factor=reduction_factor,
+        adapter_dim=SETTINGS["adapter_dim"],
+        **settings,
+    )
+    return with_greedy_sampler(coda)
+
+
+def name_of(arguments):
+    return "generation-quick" if arguments.quick else "generation"
+
+
+# === Speed ===
+
+
+def speed_key(key, run):
+    """What the speed of a run depends on."""
+    name, _ = key.split("/")
+    if ROWS[name].speedup is None:
+        return name
+    return ",".join(f"{factor:g}" for factor in run["reduction_factor"])
+
+
+def measure_speedups(results, arguments):
+    """Of the encoder and of `generate`, over the dense T5, all in turn."""
+    keras.config.set_dtype_policy("float32")
+    dense = make_t5(arguments.hidden_dim)
+    texts, _ = generation_tasks.make_mixture("test", 3 * arguments.timed_batch)
+    texts = texts[: arguments.timed_batch]
+    calls = {}
+    for key, run in results.runs.items():
+        name, _ = key.split("/")
+        row, model = ROWS[name], dense
+        if row.is_trained:
+            routed = {"shortcut_dim": SETTINGS["shortcut_dim"]}
+            model = convert(
+                dense,
+                run["reduction_factor"],
+                **routed if row.speedup is not None else {},
+            )
+        length = generation_tasks.SEQUENCE_LENGTH // row.divisor
+        calls[speed_key(key, run)] = (
+            encoder_call(model, texts, length),
+            generate_call(model, texts, length),
+        )
+    for number, kind in enumerate(("encoder", "generate")):
+        seconds = timing.interleave(
+            {name: pair[number] for name, pair in calls.items()},
+            arguments.num_rounds,
+        )
+        results.add(
+            speedups={
+                f"{kind}/{name}": seconds["dense"] / value
+                for name, value in seconds.items()
+            }
+        )
+
+
+def encoder_call(model, texts, length):
+    inputs = tokens(texts, length)
+    names = ("encoder_token_ids", "encoder_padding_mask")
+    backbone = model.backbone
+    encoder = keras.Model(
+        {name: backbone.input[name] for name in names},
+        backbone.output["encoder_sequence_output"],
+    )
+    inputs = {name: inputs[name] for name in names}
+    return functools.partial(encoder.predict_on_batch, inputs)
+
+
+def generate_call(model, texts, length):
+    inputs = tokens(texts, length)
+
+    def generate():
+        preprocessor, model.preprocessor = model.preprocessor, None
+        # To the end, whatever is written.
+        model.generate(inputs, stop_token_ids=None)
+        model.preprocessor = preprocessor
+
+    return generate
+
+
+def tokens(texts, length):
+    preprocessor = generation_tasks.make_preprocessor(length)
+    return preprocessor.generate_preprocess(
+        texts, sequence_length=generation_tasks.RESPONSE_LENGTH
+    )
+
+
+# === Results ===
+
+
+def summarize(results):
+    """One record for each row."""
+    records = []
+    for name, row in ROWS.items():
+        runs = {
+            key: run
+            for key, run in results.runs.items()
+            if key.split("/")[0] == name
+        }
+        if not runs:
+            continue
+        test, error = bookkeeping.mean_and_error(
+            [score(run["test"]) for run in runs.values()]
+        )
+        records.append(
+            {
+                "model": row.text,
+                **{
+                    f"{kind}, times as fast": mean_speedup(results, kind, runs)
+                    for kind in ("encoder", "generate")
+                },
+                **{
+                    kind: statistics.mean(
+                        run["test"][kind] for run in runs.values()
+                    )
+                    for kind in next(iter(runs.values()))["test"]
+                },
+                "test": test,
+                "error": error,
+                "validation": statistics.mean(
+                    score(run["validation"]) for run in runs.values()
+                ),
+                "seeds": len(runs),
+            }
+        )
+    return records
+
+
+def mean_speedup(results, kind, runs):
+    found = [
+        results.speedups.get(f"{kind}/{speed_key(key, run)}")
+        for key, run in runs.items()
+    ]
+    return None if None in found else statistics.mean(found)
+
+
+def main():
+    arguments = parse_arguments()
+    keras.config.set_dtype_policy(arguments.dtype)
+    path = arguments.output / f"{name_of(arguments)}.json"
+    results = bookkeeping.Results(path, bookkeeping.setup(arguments))
+    runner = Runner(train_t5(arguments), arguments)
+    asked = [
+        (name, int(seed))
+        for seed in arguments.seeds.split(",")
+        for name in arguments.rows.split(",")
+        if seed == "0" or ROWS[name].is_trained
+    ]
+    for name, seed in rich.progress.track(asked):
+        key = f"{name}/{seed}"
+        results.read()
+        if key not in results.runs:
+            results.add(runs={key: runner.run(name, seed)})
+    if not arguments.no_speed:
+        measure_speedups(results, arguments)
+    table = timing.markdown_table(summarize(results))
+    timing.write(path.with_suffix(".md"), table)
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
