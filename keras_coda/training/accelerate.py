@@ -44,7 +44,8 @@ def accelerate(
     does (`keras_coda.training.align`). Where all tokens are read, it trains
     dense first blocks alone too, which training brings further than it does
     others. Of what was calibrated and trained, it keeps what has the smallest
-    error on inputs that were held back, or the smallest `objective`.
+    error on inputs that were held back, or the smallest `objective`: every
+    epoch is one that may be the last.
 
     Args:
         model: a fine-tuned KerasHub task, a functional model of your own around
@@ -128,12 +129,17 @@ def accelerate(
     start = list(map(ops.convert_to_numpy, weights))
     calibration = calibrator.run(speedup)
     inputs = calibrator.inputs + batches[num_calibrated:]
-    found = []
+    best = None
 
     def keep(calibration):
+        nonlocal best
         score = calibration.error if objective is None else objective(coda)
-        values = list(map(ops.convert_to_numpy, weights))
-        found.append(_Found(calibration, values, score))
+        if best is None or score < best.score:
+            values = list(map(ops.convert_to_numpy, weights))
+            best = _Found(calibration, values, score)
+
+    def keep_epoch(epoch, logs=None):
+        keep(calibration._replace(error=calibrator.error()))
 
     keep(calibration)
     candidates = [calibration.reduction_factor, *calibrator.alternatives]
@@ -150,9 +156,8 @@ def accelerate(
             temperature=2.0,
             epochs=epochs,
             verbose=verbose,
+            callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=keep_epoch)],
         )
-        keep(calibration._replace(error=calibrator.error()))
-    best = min(found, key=lambda x: x.score)
     calibration = best.calibration
     set_reduction_factor(coda, calibration.reduction_factor)
     _assign(weights, best.values)
