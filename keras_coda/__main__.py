@@ -1,3 +1,3 @@
-from keras_coda.command_line import main
+from keras_coda.commands import main
 
 main()

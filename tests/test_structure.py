@@ -170,8 +170,14 @@ FLOORS = {
         "validation",
         "_keras_internals",
     ],
-    "command_line.py": ["conversion", "exporting"],
-    "__main__.py": ["command_line"],
+    "commands/": [
+        "commands",
+        "analysis",
+        "conversion",
+        "exporting",
+        "training",
+    ],
+    "__main__.py": ["commands"],
     "__init__.py": [
         "analysis",
         "callbacks",

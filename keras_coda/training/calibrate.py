@@ -1,9 +1,11 @@
+import importlib.util
 import math
 
 import keras
 import keras_hub
 import numpy as np
 import rich.progress
+from rich.console import Console
 
 from keras_coda.conversion.coda_model import validate_converted
 from keras_coda.conversion.trained_weights import backbone_of
@@ -245,7 +247,9 @@ class Calibrator:
     def run(self, speedup=None):
         """Returns a `Calibration`."""
         bar = rich.progress.Progress(
-            disable=not self.verbose, transient=True, redirect_stdout=False
+            disable=not self.verbose or not can_show_progress(),
+            transient=True,
+            redirect_stdout=False,
         )
         blocks = self.backbone.conditional_blocks
         before = [block.reduction_factor for block in blocks]
@@ -337,6 +341,12 @@ class Calibrator:
         return token_importance.fit_routers(
             self.backbone, self.inputs, self._observe, self.models, self.rng
         )
+
+
+def can_show_progress():
+    """Whether Rich can: notebooks without ipywidgets get a warning instead."""
+    has_widgets = importlib.util.find_spec("ipywidgets") is not None
+    return has_widgets or not Console().is_jupyter
 
 
 def has_logits(model):

@@ -1,10 +1,12 @@
+import json
 import pathlib
 import zipfile
 
 import keras
 import pytest
 
-from keras_coda import command_line
+import keras_coda
+from keras_coda import commands
 from tests.conversion import models
 from tests.exporting import artefacts
 
@@ -18,7 +20,7 @@ def path(tmp_path_factory):
 
 def test_inspect(path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
-    command_line.main(["inspect", path])
+    commands.main(["inspect", path])
     shown = capsys.readouterr().out
     model = keras.models.load_model(path, compile=False)
     summary = model.trainable_summary(print_fn=lambda text: None)
@@ -39,20 +41,33 @@ def test_inspect(path, capsys, monkeypatch):
 def test_inspect_a_dense_model(tmp_path, capsys):
     path = str(tmp_path / "dense.keras")
     models.vit_backbone().save(path)
-    command_line.main(["inspect", path])
+    commands.main(["inspect", path])
     shown = capsys.readouterr().out
     assert "ViTBackbone" in shown
     assert "reduction factor" not in shown
+    assert "yes, see `accelerate`" in shown
+
+
+def test_inspect_counts(path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    commands.main(["inspect", path, "--sequence-length", "17"])
+    shown = capsys.readouterr().out
+    model = keras.models.load_model(path, compile=False)
+    counted = keras_coda.analysis.flops(model)
+    assert f"dense with adapters / CoDA: {counted.ratio:.2f}" in shown
+    commands.main(["inspect", path, "--json"])
+    described = json.loads(capsys.readouterr().out)
+    assert described["class"] == "CodaViTImageClassifier"
 
 
 def test_export_passes_its_arguments(path, monkeypatch):
     received = {}
     monkeypatch.setattr(
-        command_line,
+        commands.export,
         "export",
         lambda model, path, **kwargs: received.update(path=path, **kwargs),
     )
-    command_line.main(["export", path, "out"])
+    commands.main(["export", path, "out"])
     assert received == {
         "path": "out",
         "format": "tf_saved_model",
@@ -61,7 +76,7 @@ def test_export_passes_its_arguments(path, monkeypatch):
         "outputs": None,
         "from_strings": False,
     }
-    command_line.main(
+    commands.main(
         ["export", path, "out", "--format", "onnx", "--from-strings"]
         + ["--sequence-length", "8", "--batch-size", "2", "--outputs", "a", "b"]
     )
@@ -73,23 +88,23 @@ def test_export_passes_its_arguments(path, monkeypatch):
         "outputs": ["a", "b"],
         "from_strings": True,
     }
-    command_line.main(["export", path, "out", "--sequence-length", "8", "3"])
+    commands.main(["export", path, "out", "--sequence-length", "8", "3"])
     assert received["sequence_length"] == [8, 3]
 
 
 def test_errors_are_a_message(path, tmp_path, capsys):
     with pytest.raises(SystemExit, match="ValueError: .*must end with"):
-        command_line.main(["export", path, str(tmp_path), "--format", "onnx"])
+        commands.main(["export", path, str(tmp_path), "--format", "onnx"])
     with pytest.raises(SystemExit, match="FileExistsError"):
-        command_line.main(["export", path, f"{path}/below"])
+        commands.main(["export", path, f"{path}/below"])
     with pytest.raises(SystemExit):
-        command_line.main(["export", path, "out", "--format", "pickle"])
+        commands.main(["export", path, "out", "--format", "pickle"])
     assert "invalid choice: 'pickle'" in capsys.readouterr().err
 
 
 def test_what_is_no_model(path, tmp_path):
     with pytest.raises(SystemExit, match="There is no file"):
-        command_line.main(["inspect", str(tmp_path / "none.keras")])
+        commands.main(["inspect", str(tmp_path / "none.keras")])
     half = tmp_path / "half.keras"
     half.write_bytes(pathlib.Path(path).read_bytes()[:1000])
     archive = tmp_path / "archive.keras"
@@ -97,4 +112,4 @@ def test_what_is_no_model(path, tmp_path):
         file.writestr("notes.txt", "no model")
     for other in (half, archive, tmp_path):
         with pytest.raises(SystemExit, match="that `model.save` wrote"):
-            command_line.main(["inspect", str(other)])
+            commands.main(["inspect", str(other)])
