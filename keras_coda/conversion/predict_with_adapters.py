@@ -20,7 +20,8 @@ def predict_with_adapters(models, inputs, adapter_ids, batch_size=32):
             makes of one dense model share its frozen weights, so that each
             takes the memory of its adapter alone.
         inputs: what `models[name].predict` takes: an array, a dict of arrays,
-            or a list of texts for tasks with a preprocessor, with b rows.
+            or a list of texts for tasks with a preprocessor, with b rows; a
+            tuple of two such lists for tasks on pairs of texts.
         adapter_ids: sequence of b keys of `models`.
         batch_size: int. The most rows in a forward pass. Defaults to `32`.
 
@@ -29,7 +30,8 @@ def predict_with_adapters(models, inputs, adapter_ids, batch_size=32):
 
     Raises:
         ValueError: if there is no model of a name, if the number of
-            `adapter_ids` is not that of the rows, or there are none.
+            `adapter_ids` is not that of the rows, or there are none, or if the
+            models' outputs differ in shape.
 
     Example:
 
@@ -60,8 +62,10 @@ def predict_with_adapters(models, inputs, adapter_ids, batch_size=32):
             f"`adapter_ids` must be among {sorted(map(str, models))}, the keys "
             f"of `models`. Received: {', '.join(unknown)}"
         )
-    if isinstance(inputs, (list, tuple)):
+    if isinstance(inputs, list):
         inputs = np.array(inputs)
+    elif isinstance(inputs, tuple):
+        inputs = tuple(map(np.array, inputs))
     num_rows = len(keras.tree.flatten(inputs)[0])
     if not adapter_ids or len(adapter_ids) != num_rows:
         raise ValueError(
@@ -78,6 +82,16 @@ def predict_with_adapters(models, inputs, adapter_ids, batch_size=32):
             chosen = rows[start : start + batch_size]
             outputs.append(_predict(models[name], inputs, chosen, batch_size))
             order += chosen
+    shapes = {
+        str([x.shape[1:] for x in keras.tree.flatten(output)])
+        for output in outputs
+    }
+    if len(shapes) > 1:
+        raise ValueError(
+            "The outputs of all `models` must have the same shape, to be rows "
+            "of one array: call those with other heads apart. Received rows of "
+            f"the shapes {' and '.join(sorted(shapes))}"
+        )
     places = np.argsort(order)
     return keras.tree.map_structure(
         lambda *parts: np.concatenate(parts)[places], *outputs

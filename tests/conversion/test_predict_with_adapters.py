@@ -100,3 +100,35 @@ def test_bad_input(converted):
         )
     with pytest.raises(ValueError, match="Received: 1 names, 3 rows"):
         keras_coda.predict_with_adapters(converted, inputs, ["news"])
+
+
+def test_models_with_other_heads_are_called_apart(converted):
+    dense = keras_hub.models.BertTextClassifier(
+        tiny_models()["BertBackbone"].make(), num_classes=2
+    )
+    others = {**converted, "few": keras_coda.coda_wrap(dense)}
+    with pytest.raises(ValueError, match=r"\[\(2,\)\] and \[\(3,\)\]"):
+        keras_coda.predict_with_adapters(
+            others, models.bert_inputs(), ["news", "few", "news"]
+        )
+
+
+def test_pairs_of_texts_are_two_columns():
+    words = ["ships", "grain", "oil", "gold"]
+    tokenizer = keras_hub.models.BertTokenizer(
+        vocabulary=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    )
+    dense = keras_hub.models.BertTextClassifier(
+        models.bert_backbone(),
+        num_classes=2,
+        preprocessor=keras_hub.models.BertTextClassifierPreprocessor(
+            tokenizer, sequence_length=6
+        ),
+    )
+    coda = keras_coda.coda_wrap(dense, reduction_factor=1)
+    pairs = words[:3], words[1:]
+    outputs = keras_coda.predict_with_adapters(
+        {"only": coda}, pairs, ["only"] * 3
+    )
+    expected = coda.predict(tuple(map(np.array, pairs)), verbose=0)
+    np.testing.assert_allclose(outputs, expected, atol=1e-5)
