@@ -24,12 +24,13 @@ import keras
 import keras_hub
 import numpy as np
 import text_data
-import torch
 from keras import ops
+
+import keras_coda
 
 # Its number is its position.
 CTRANSLATE2_DTYPES = ("float32", "int8", "int16", "int32", "float16")
-END_ID, START_ID, NO_TIMESTAMPS_ID = 50256, 50257, 50362
+END_ID = 50256
 MAX_TOKENS = 96
 
 VOICES = ("en-us", "en-us+m1", "en-us+m7", "en-us+f2")
@@ -298,74 +299,30 @@ def make_encoder(backbone, kept=None):
     return keras.Model(backbone.input["encoder_features"], outputs)
 
 
-@torch.no_grad()
-def generate(backbone, features, batch_size=8, encoder=None):
-    """Greedy transcripts as token ids.
-
-    Returns:
-        An array of shape `(b, 2 + MAX_TOKENS)`: the prompt, the transcript, and
-        `END_ID` from its end on.
-    """
-    encoder = encoder or make_encoder(backbone)
-    token_ids = [
-        _generate_batch(backbone, encoder, features[start : start + batch_size])
-        for start in range(0, len(features), batch_size)
-    ]
-    return np.concatenate(token_ids)
-
-
-def _generate_batch(backbone, encoder, features):
-    encoded = encoder(ops.convert_to_tensor(features), training=False)
-    batch_size, num_frames = encoded.shape[:2]
-    token_ids = np.full((batch_size, 2 + MAX_TOKENS), END_ID, "int32")
-    token_ids[:, :2] = START_ID, NO_TIMESTAMPS_ID
-    head_dim = backbone.hidden_dim // backbone.num_heads
-    self_caches, cross_caches = (
-        [
-            ops.zeros((batch_size, 2, length, backbone.num_heads, head_dim))
-            for _ in backbone.decoder_transformer_layers
-        ]
-        for length in (token_ids.shape[1], num_frames)
+def make_transcriber(backbone, encoder=None):
+    """One that runs an encoder of `make_encoder`; by default, all of it."""
+    transcriber = keras_coda.speech.WhisperTranscriber(
+        backbone, make_tokenizer(), max_length=MAX_TOKENS
     )
-    start, ended = 0, np.zeros(batch_size, bool)
-    for index in range(2, token_ids.shape[1]):
-        x = backbone.decoder_embeddings(
-            ops.convert_to_tensor(token_ids[:, start:index]), start_index=start
-        )
-        for number, layer in enumerate(backbone.decoder_transformer_layers):
-            x, self_caches[number], cross_caches[number] = layer(
-                x,
-                encoder_sequence=encoded,
-                self_attention_cache=self_caches[number],
-                self_attention_cache_update_index=start,
-                cross_attention_cache=cross_caches[number],
-                # Keys and values of the encoder's outputs are computed once.
-                cross_attention_cache_update_index=0 if start == 0 else None,
-            )
-        x = backbone.decoder_layer_norm(x[:, -1])
-        logits = ops.convert_to_numpy(backbone.token_embedding(x, reverse=True))
-        # Languages and times.
-        logits[:, END_ID + 1 :] = -np.inf
-        next_ids = np.where(ended, END_ID, logits.argmax(-1))
-        token_ids[:, index] = next_ids
-        start, ended = index, ended | (next_ids == END_ID)
-        if ended.all():
-            break
-    return token_ids
+    if encoder is not None:
+        transcriber.encoder = encoder
+    return transcriber
 
 
 def transcribe(backbone, features, batch_size=8, encoder=None):
     """Texts of features, a list."""
-    tokenizer = make_tokenizer()
-    return [
-        tokenizer.detokenize([i for i in row if i < END_ID])
-        for row in generate(backbone, features, batch_size, encoder).tolist()
-    ]
+    transcriber = make_transcriber(backbone, encoder)
+    return transcriber.detokenize(
+        transcriber.predict(features, batch_size=batch_size, verbose=0)
+    )
 
 
 def teacher_forced(backbone, features, batch_size=8):
     """Inputs of a backbone: features, and its own transcripts of them."""
-    token_ids = generate(backbone, features, batch_size)
+    transcriber = make_transcriber(backbone)
+    written = transcriber.predict(features, batch_size=batch_size, verbose=0)
+    prompt = np.tile(np.array(transcriber.prompt), (len(written), 1))
+    token_ids = np.concatenate([prompt, written], axis=1)
     # The end of a transcript predicts nothing; nor do the empty columns.
     mask = token_ids != END_ID
     length = mask.sum(-1).max()
