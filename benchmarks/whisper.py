@@ -77,7 +77,7 @@ def make_model(row, calibration, arguments):
         calibration(),
         batch_size=arguments.batch_size,
         speedup=row.speedup,
-        observed=whisper_tiny.logits_of(coda),
+        observed=whisper_tiny.make_transcriber(coda).logits,
         are_logits=True,
         verbose=0,
     )
@@ -167,9 +167,10 @@ def main():
         features, _ = whisper_tiny.make_speech(
             "calibration", arguments.calibration_size, arguments.sentences
         )
-        return whisper_tiny.teacher_forced(
-            whisper_tiny.make_backbone(), features, arguments.batch_size
+        transcriber = whisper_tiny.make_transcriber(
+            whisper_tiny.make_backbone()
         )
+        return transcriber.teacher_forced(features, arguments.batch_size)
 
     rows = make_rows([float(s) for s in arguments.speedups.split(",")])
     path = arguments.output / "whisper.json"

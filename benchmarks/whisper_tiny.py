@@ -30,7 +30,6 @@ import keras_coda
 
 # Its number is its position.
 CTRANSLATE2_DTYPES = ("float32", "int8", "int16", "int32", "float16")
-END_ID = 50256
 MAX_TOKENS = 96
 
 VOICES = ("en-us", "en-us+m1", "en-us+m7", "en-us+f2")
@@ -315,33 +314,6 @@ def transcribe(backbone, features, batch_size=8, encoder=None):
     return transcriber.detokenize(
         transcriber.predict(features, batch_size=batch_size, verbose=0)
     )
-
-
-def teacher_forced(backbone, features, batch_size=8):
-    """Inputs of a backbone: features, and its own transcripts of them."""
-    transcriber = make_transcriber(backbone)
-    written = transcriber.predict(features, batch_size=batch_size, verbose=0)
-    prompt = np.tile(np.array(transcriber.prompt), (len(written), 1))
-    token_ids = np.concatenate([prompt, written], axis=1)
-    # The end of a transcript predicts nothing; nor do the empty columns.
-    mask = token_ids != END_ID
-    length = mask.sum(-1).max()
-    return {
-        "encoder_features": features,
-        "decoder_token_ids": token_ids[:, :length],
-        "decoder_padding_mask": mask[:, :length].astype("int32"),
-    }
-
-
-def logits_of(backbone):
-    """A function from inputs to the decoder's logits, zero at padding."""
-
-    def logits(inputs):
-        outputs = backbone(inputs, training=False)["decoder_sequence_output"]
-        mask = ops.cast(inputs["decoder_padding_mask"], outputs.dtype)
-        return backbone.token_embedding(outputs, reverse=True) * mask[..., None]
-
-    return logits
 
 
 def word_error_rate(references, texts):

@@ -144,6 +144,48 @@ class WhisperTranscriber(keras.Model):
         token_ids = self.predict(features, batch_size=batch_size, verbose=0)
         return self.detokenize(token_ids)
 
+    def teacher_forced(self, features, batch_size=8):
+        """Inputs of the backbone: features, and its own transcripts of them.
+
+        What `keras_coda.training.calibrate` and `align` take, without texts.
+
+        Args:
+            features: array of shape `(batch_size, num_frames, num_mels)`.
+            batch_size: int. Defaults to `8`.
+
+        Returns:
+            A dict of arrays. The padding mask is 0 behind each transcript, and
+            at the end token, behind which nothing is written.
+        """
+        written = self.predict(features, batch_size=batch_size, verbose=0)
+        prompt = np.tile(np.array([self.prompt], "int32"), (len(written), 1))
+        token_ids = np.concatenate([prompt, written], axis=1)
+        mask = token_ids != self.tokenizer.eos_token_id
+        length = mask.sum(axis=-1).max()
+        return {
+            "encoder_features": np.asarray(features),
+            "decoder_token_ids": token_ids[:, :length],
+            "decoder_padding_mask": mask[:, :length].astype("int32"),
+        }
+
+    def logits(self, inputs):
+        """What the decoder makes of inputs, zero at padding.
+
+        `observed` of `keras_coda.training.calibrate`: how far the encoder's
+        states matter is how far they change this.
+
+        Args:
+            inputs: inputs of the backbone, such as `teacher_forced` makes.
+
+        Returns:
+            Tensor of shape `(batch_size, length, vocabulary_size)`.
+        """
+        outputs = self.backbone(inputs, training=False)
+        states = outputs["decoder_sequence_output"]
+        mask = ops.cast(inputs["decoder_padding_mask"], states.dtype)
+        logits = self.backbone.token_embedding(states, reverse=True)
+        return logits * ops.expand_dims(mask, -1)
+
     def detokenize(self, token_ids):
         """Texts of what `predict` returns, a list."""
         end = self.tokenizer.eos_token_id
@@ -165,7 +207,7 @@ class WhisperTranscriber(keras.Model):
             0,
             encoded,
             self._empty_cache(encoded, length),
-            self._empty_cache(encoded, encoded.shape[1]),
+            self._empty_cache(encoded, ops.shape(encoded)[1]),
         )
         token_ids = ops.slice_update(
             ops.concatenate([prompt, empty], axis=1),

@@ -11,8 +11,6 @@ import keras_hub
 import numpy as np
 import pytest
 
-import keras_coda
-
 BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
 
 if keras.config.backend() != "torch":
@@ -72,43 +70,6 @@ def test_ctranslate2_file(tmp_path):
     assert list(read) == ["scalar", "matrix", "alias"]
     assert read["scalar"] == 6
     np.testing.assert_array_equal(read["alias"], arrays["matrix"])
-
-
-def make_tokenizer():
-    return keras_hub.models.WhisperTokenizer(
-        {"a": 0, "b": 1, "ab": 2},
-        ["a b"],
-        {
-            "<|endoftext|>": whisper_tiny.END_ID,
-            "<|startoftranscript|>": whisper_tiny.END_ID + 1,
-            "<|translate|>": 50357,
-            "<|transcribe|>": 50358,
-            "<|notimestamps|>": 50362,
-        },
-    )
-
-
-def test_teacher_forced_inputs_predict_themselves(monkeypatch):
-    monkeypatch.setattr(whisper_tiny, "make_tokenizer", make_tokenizer)
-    for backbone in (
-        make_tiny(),
-        keras_coda.coda_wrap(make_tiny(), reduction_factor=2),
-    ):
-        inputs = whisper_tiny.teacher_forced(
-            backbone, make_features(), batch_size=2
-        )
-        tokens, mask = (
-            inputs["decoder_token_ids"],
-            inputs["decoder_padding_mask"],
-        )
-        logits = keras.ops.convert_to_numpy(
-            whisper_tiny.logits_of(backbone)(inputs)
-        )
-        assert not logits[mask == 0].any()
-        best = logits[:, 1:-1, : whisper_tiny.END_ID + 1].argmax(-1)
-        given = mask[:, 2:] == 1
-        assert given.any()
-        np.testing.assert_array_equal(best[given], tokens[:, 2:][given])
 
 
 def test_encoder_without_layers():

@@ -91,6 +91,38 @@ def test_writes_what_a_decoder_without_a_cache_does(is_converted):
         assert transcriber.detokenize(token_ids) == texts
 
 
+@same_on_every_backend
+def test_its_own_transcripts_are_what_it_predicts():
+    transcriber = WhisperTranscriber(
+        whisper(), tokenizer(), max_length=MAX_LENGTH
+    )
+    inputs = transcriber.teacher_forced(features(), batch_size=3)
+    tokens, mask = inputs["decoder_token_ids"], inputs["decoder_padding_mask"]
+    assert mask.sum(axis=1).tolist() == [10, 10, 4, 4]
+    logits = ops.convert_to_numpy(transcriber.logits(inputs))
+    assert not logits[mask == 0].any()
+    guesses = logits[:, 1:-1, : END + 1].argmax(axis=-1)
+    is_given = mask[:, 2:] == 1
+    np.testing.assert_array_equal(guesses[is_given], tokens[:, 2:][is_given])
+
+
+@same_on_every_backend
+def test_calibrates_by_what_the_decoder_reads():
+    coda = keras_coda.coda_wrap(
+        whisper(), reduction_factor=2, adapter_dim=2, shortcut_dim=2
+    )
+    transcriber = WhisperTranscriber(coda, tokenizer(), max_length=MAX_LENGTH)
+    calibration = keras_coda.training.calibrate(
+        coda,
+        transcriber.teacher_forced(features()),
+        observed=transcriber.logits,
+        are_logits=True,
+        verbose=0,
+    )
+    assert calibration.error > 0
+    assert all("router" in fits for fits in calibration.blocks.values())
+
+
 def test_fewer_frames_are_computed():
     backbone = whisper()
     transcriber = WhisperTranscriber(
