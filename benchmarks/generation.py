@@ -133,6 +133,8 @@ def make_t5(hidden_dim):
         key_value_dim=64,
         dropout=0.0,
         activation="gelu",
+        # From scratch, with what T5 starts tied ones from, nothing is learned.
+        tie_embedding_weights=False,
     )
     return with_greedy_sampler(
         keras_hub.models.T5Seq2SeqLM(

@@ -5,6 +5,7 @@ import sys
 import keras
 import pytest
 
+from tests.backend_helpers import same_on_every_backend
 from tests.conversion import cross_backend
 
 # A ring, so that each writes and each reads.
@@ -18,6 +19,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@same_on_every_backend
 def test_files_of_this_backend(folder):
     cross_backend.read(folder)
 

@@ -15,7 +15,7 @@ import execute_notebooks
 
 # The backend that each is executed under: one, because it takes long.
 NOTEBOOKS = {
-    "text_classification_bert": "tensorflow",
+    "text_classification_bert": "torch",
     "image_classification_vit": "jax",
     "seq2seq_t5": "torch",
     "prompts_llm": "torch",

@@ -8,7 +8,25 @@ from tests.exporting.artefacts import Checks
 
 # A fresh process runs what a part of the families gave, because importing
 # takes seconds.
-NUM_PARTS = 4
+NUM_PARTS = 2
+# They have blocks and inputs of another family that is served here.
+LIKE_ANOTHER = (
+    "CLIPVisionEncoder",
+    "DeiTBackbone",
+    "DistilBertBackbone",
+    "EdRecBackbone",
+    "ElectraBackbone",
+    "Llama3Backbone",
+    "MetaCLIP2Backbone",
+    "MetaCLIP2TextEncoder",
+    "MetaCLIP2VisionEncoder",
+    "QwenBackbone",
+    "RobertaBackbone",
+    "SigLIPTextEncoder",
+    "SigLIPVisionEncoder",
+    "T5Gemma2Backbone",
+    "XLMRobertaBackbone",
+)
 
 
 @pytest.mark.skipif(
@@ -18,9 +36,10 @@ NUM_PARTS = 4
 # Keras warns of the softmax of a sequence of one token.
 @pytest.mark.filterwarnings("ignore:You are using a softmax over axis")
 @pytest.mark.parametrize("part", range(NUM_PARTS))
-def test_every_family_is_served(part, tmp_path):
+def test_every_kind_of_family_is_served(part, tmp_path):
     checks = Checks(tmp_path)
-    for name in sorted(tiny_models())[part::NUM_PARTS]:
+    names = sorted(set(tiny_models()) - set(LIKE_ANOTHER))
+    for name in names[part::NUM_PARTS]:
         tiny = tiny_models()[name]
         coda = keras_coda.coda_wrap(tiny.make(), reduction_factor=2)
         for layer in coda.trained_layers():
