@@ -7,10 +7,12 @@ import subprocess
 import sys
 
 import keras_coda
+from tests.backend_helpers import same_on_every_backend
 
 ROOT = pathlib.Path(keras_coda.__file__).parents[1]
 
 
+@same_on_every_backend
 def test_adding_a_family(tmp_path):
     """The page's code runs, in a process of its own: it registers classes."""
     page = (ROOT / "docs/adding_a_family.md").read_text()

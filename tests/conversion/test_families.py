@@ -19,6 +19,7 @@ from keras_coda.conversion import registry
 from keras_coda.conversion.trained_weights import trained_weights
 from keras_coda.layers import ParallelAdapter
 from keras_coda.layers import TokenRouter
+from tests.backend_helpers import same_on_every_backend
 from tests.conversion import tiny as tiny_package
 from tests.conversion.models import assert_close
 from tests.conversion.models import compute
@@ -63,6 +64,7 @@ def test_every_family_is_tested():
     assert modules == tested
 
 
+@same_on_every_backend
 def test_every_task_is_tested():
     for name, tiny in tiny_models().items():
         backbone_cls = getattr(keras_hub.models, name)

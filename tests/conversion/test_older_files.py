@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import keras_coda
+from tests.backend_helpers import same_on_every_backend
 from tests.conversion import models
 
 FILES = pathlib.Path(__file__).with_name("files")
@@ -58,6 +59,7 @@ def check(model, name, inputs):
         )
 
 
+@same_on_every_backend
 @pytest.mark.parametrize(
     "name",
     ["bert", pytest.param("t5", marks=models.needs("T5Seq2SeqLM")), "vit"],

@@ -2,29 +2,23 @@ import gzip
 import importlib.util
 import sys
 
-import keras
 import nbformat
 import numpy as np
 import pytest
 
+from tests.backend_helpers import same_on_every_backend
 from tests.examples import FOLDER
 
 sys.path.insert(0, str(FOLDER.parent / "docs"))
 
 import execute_notebooks
 
-# The backend that each is executed under: one, because it takes long.
-NOTEBOOKS = {
-    "text_classification_bert": "torch",
-    "image_classification_vit": "jax",
-    "seq2seq_t5": "torch",
-    "prompts_llm": "torch",
-}
-OF_BACKEND = [
-    name
-    for name, backend in NOTEBOOKS.items()
-    if backend == keras.backend.backend()
-]
+NOTEBOOKS = (
+    "text_classification_bert",
+    "image_classification_vit",
+    "seq2seq_t5",
+    "prompts_llm",
+)
 NEED_PACKAGES = ("text_classification_bert", "prompts_llm")
 
 
@@ -52,7 +46,8 @@ def write_fashion_mnist(folder, size=256):
             path.write_bytes(gzip.compress(content))
 
 
-@pytest.mark.parametrize("name", OF_BACKEND)
+@same_on_every_backend
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_runs(name, tmp_path, monkeypatch):
     """A notebook from the first cell to the last, in a kernel of its own."""
     if name in NEED_PACKAGES:

@@ -50,6 +50,7 @@ def test_from_texts_to_a_fast_task(capsys):
     np.testing.assert_allclose(predict(dense, texts(8)), before, rtol=1e-5)
 
 
+@slow_to_compile
 def test_pairs_of_texts():
     coda = keras_coda.coda_wrap(classifier(), reduction_factor=2)
     pair = texts(), texts()[::-1]

@@ -90,6 +90,7 @@ def ridge_regression(features, targets, ridge):
     return target_mean + centred @ coefficients
 
 
+@slow_to_compile
 def test_shortcuts_are_those_of_least_squares():
     dense, inputs = bert_backbone(num_layers=1), many(bert_inputs())
     coda = keras_coda.coda_wrap(
@@ -225,6 +226,7 @@ def test_routers_that_choose_nothing_are_kept():
     assert not any(fitted.values())
 
 
+@slow_to_compile
 def test_changes_routers_and_shortcuts_alone():
     coda = keras_coda.coda_wrap(bert_backbone(), shortcut_dim=2)
     randomize(coda)
@@ -279,9 +281,8 @@ def vit_of_idle_blocks(*idle):
     return dense
 
 
-@pytest.mark.parametrize(
-    "observed", [None, pytest.param("tokens", marks=slow_to_compile)]
-)
+@pytest.mark.parametrize("observed", [None, "tokens"])
+@slow_to_compile
 def test_a_speedup_leaves_out_the_blocks_that_do_nothing(observed):
     dense = vit_of_idle_blocks(1, 3)
     coda = keras_coda.coda_wrap(dense, adapter_dim=1, shortcut_dim=1)
