@@ -170,7 +170,7 @@ FLOORS = {
         "validation",
         "_keras_internals",
     ],
-    "speech/": ["speech", "validation"],
+    "speech/": ["speech", "conversion", "validation"],
     "commands/": [
         "commands",
         "analysis",

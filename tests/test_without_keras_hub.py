@@ -10,7 +10,8 @@ STATEMENTS = [
     "keras_coda.coda_wrap",
     "from keras_coda import export",
     "from keras_coda.training import align",
-    "import keras_coda.command_line",
+    "from keras_coda.speech import WhisperTranscriber",
+    "import keras_coda.commands",
 ]
 CODE = f"""
 import importlib.util

@@ -12,6 +12,8 @@ stream, and exit code 1; wrong arguments are exit code 2.
 import argparse
 import sys
 
+# First: it says what to install where KerasHub is missing.
+from keras_coda import conversion  # noqa: F401
 from keras_coda.commands import accelerate
 from keras_coda.commands import compare
 from keras_coda.commands import export
