@@ -12,22 +12,9 @@ import keras_coda
 from keras_coda import commands
 from tests.backend_helpers import same_on_every_backend
 from tests.backend_helpers import slow_to_compile
+from tests.conversion.models import WORDS
 from tests.conversion.models import bert_backbone
-
-WORDS = ["ships", "grain", "oil", "gold", "sugar", "banks", "trade", "crops"]
-
-
-def classifier():
-    tokenizer = keras_hub.models.BertTokenizer(
-        vocabulary=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    )
-    return keras_hub.models.BertTextClassifier(
-        bert_backbone(num_layers=3),
-        num_classes=3,
-        preprocessor=keras_hub.models.BertTextClassifierPreprocessor(
-            tokenizer, sequence_length=12
-        ),
-    )
+from tests.conversion.models import text_classifier
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +22,7 @@ def folder(tmp_path_factory):
     """A dense model, and texts with what it says about them."""
     folder = tmp_path_factory.mktemp("commands")
     keras.utils.set_random_seed(0)
-    model = classifier()
+    model = text_classifier(num_layers=3)
     model.save(folder / "dense.keras")
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(WORDS, size=8)) for _ in range(24)]
@@ -145,7 +132,9 @@ def test_bad_input_is_said_before_any_work(run, folder):
 @same_on_every_backend
 def test_other_classes_are_not_compared(run, folder):
     other = keras_hub.models.BertTextClassifier(
-        bert_backbone(), num_classes=2, preprocessor=classifier().preprocessor
+        bert_backbone(),
+        num_classes=2,
+        preprocessor=text_classifier().preprocessor,
     )
     keras_coda.coda_wrap(other).save(folder / "other.keras")
     with pytest.raises(SystemExit, match="same classes. Received: 3 and 2"):

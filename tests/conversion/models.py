@@ -60,6 +60,23 @@ BERT = {
 }
 
 
+WORDS = ["ships", "grain", "oil", "gold", "sugar", "banks", "trade", "crops"]
+
+
+def text_classifier(**kwargs):
+    """A BERT with a head for three classes, that takes texts of `WORDS`."""
+    tokenizer = keras_hub.models.BertTokenizer(
+        vocabulary=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    )
+    return keras_hub.models.BertTextClassifier(
+        bert_backbone(**kwargs),
+        num_classes=3,
+        preprocessor=keras_hub.models.BertTextClassifierPreprocessor(
+            tokenizer, sequence_length=12
+        ),
+    )
+
+
 def bert_backbone(seed=0, **kwargs):
     backbone = keras_hub.models.BertBackbone(**{**BERT, **kwargs})
     return randomize(backbone, seed)

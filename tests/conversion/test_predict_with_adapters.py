@@ -114,19 +114,9 @@ def test_models_with_other_heads_are_called_apart(converted):
 
 
 def test_pairs_of_texts_are_two_columns():
-    words = ["ships", "grain", "oil", "gold"]
-    tokenizer = keras_hub.models.BertTokenizer(
-        vocabulary=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
-    )
-    dense = keras_hub.models.BertTextClassifier(
-        models.bert_backbone(),
-        num_classes=2,
-        preprocessor=keras_hub.models.BertTextClassifierPreprocessor(
-            tokenizer, sequence_length=6
-        ),
-    )
+    dense = models.text_classifier()
     coda = keras_coda.coda_wrap(dense, reduction_factor=1)
-    pairs = words[:3], words[1:]
+    pairs = models.WORDS[:3], models.WORDS[1:4]
     outputs = keras_coda.predict_with_adapters(
         {"only": coda}, pairs, ["only"] * 3
     )

@@ -1,30 +1,20 @@
 import importlib
 
 import keras
-import keras_hub
 import numpy as np
 import pytest
 
 import keras_coda
 from tests.backend_helpers import slow_to_compile
-from tests.conversion.models import bert_backbone
+from tests.conversion.models import WORDS
 from tests.conversion.models import predict
+from tests.conversion.models import text_classifier
 
-WORDS = ["ships", "grain", "oil", "gold", "sugar", "banks", "trade", "crops"]
 SETTINGS = {"adapter_dim": 2, "shortcut_dim": 2, "verbose": 0}
 
 
 def classifier():
-    tokenizer = keras_hub.models.BertTokenizer(
-        vocabulary=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    )
-    return keras_hub.models.BertTextClassifier(
-        bert_backbone(num_layers=3),
-        num_classes=3,
-        preprocessor=keras_hub.models.BertTextClassifierPreprocessor(
-            tokenizer, sequence_length=12
-        ),
-    )
+    return text_classifier(num_layers=3)
 
 
 def texts(size=32):
