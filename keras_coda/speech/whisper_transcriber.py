@@ -119,6 +119,14 @@ class WhisperTranscriber(keras.Model):
         ids = np.arange(backbone.vocabulary_size)
         self.is_written = ids <= tokenizer.eos_token_id
         self.built = True
+        self._compiled_at = None
+
+    def make_predict_function(self, force=False):
+        """What `predict` runs; compiled anew if the backbone's r changed."""
+        factors = getattr(self.backbone, "reduction_factor", None)
+        is_old = factors != self._compiled_at
+        self._compiled_at = factors
+        return super().make_predict_function(force=force or is_old)
 
     def transcribe(self, audio, batch_size=8):
         """Writes down sounds.
