@@ -65,8 +65,8 @@ def run(arguments):
     guesses = [outputs.argmax(axis=1) for outputs in logits]
     seconds = _seconds(models, inputs, arguments)
     records = [
-        {"model": path, "seconds a batch": time, "speed": seconds[0] / time}
-        for path, time in zip(paths, seconds)
+        {"model": path, "seconds a batch": own, "speed": seconds[0] / own}
+        for path, own in zip(paths, seconds)
     ]
     if arguments.label is not None:
         labels = read_labels(arguments.data, arguments.label, first.shape[1])

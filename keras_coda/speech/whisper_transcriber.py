@@ -122,10 +122,13 @@ class WhisperTranscriber(keras.Model):
         self._compiled_at = None
 
     def make_predict_function(self, force=False):
-        """What `predict` runs; compiled anew if the backbone's r changed."""
-        factors = getattr(self.backbone, "reduction_factor", None)
-        is_old = factors != self._compiled_at
-        self._compiled_at = factors
+        """What `predict` runs; compiled anew if the backbone routes anew."""
+        settings = [
+            getattr(self.backbone, name, None)
+            for name in ("reduction_factor", "attention")
+        ]
+        is_old = settings != self._compiled_at
+        self._compiled_at = settings
         return super().make_predict_function(force=force or is_old)
 
     def transcribe(self, audio, batch_size=8):
