@@ -66,9 +66,7 @@ def plot_budget(coda, x, speedups=(1.5, 2, 2.5, 3), score=None, **settings):
     validate_converted("coda", coda)
     speedups = sorted(speedups)
     if not speedups:
-        raise ValueError(
-            "`speedups` must hold a number. Received: speedups=[]"
-        )
+        raise ValueError("`speedups` must hold a number. Received: speedups=[]")
     with _restored(coda):
         set_reduction_factor(coda, 1)
         dense_score = None if score is None else score(coda)
