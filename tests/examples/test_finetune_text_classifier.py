@@ -202,6 +202,8 @@ def test_script(preset, tmp_path):
         encoding="utf-8",
     )
     assert result.returncode == 0, result.stderr
+    # Of the logs of TensorFlow's C++.
+    assert "absl::InitializeLog" not in result.stderr
     assert "training on 32 of 32 texts" in result.stdout
     assert f"Backend: {keras.backend.backend()}." in result.stdout
     assert "accuracy: " in result.stdout
