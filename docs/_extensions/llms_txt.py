@@ -15,9 +15,10 @@ HEAD = """# {project}
 def first_sentence(doctree):
     """The first sentence of the first paragraph of prose."""
     for paragraph in doctree.findall(nodes.paragraph):
-        if isinstance(paragraph.parent, nodes.section):
+        is_prose = any(paragraph.findall(nodes.Text))
+        if is_prose and isinstance(paragraph.parent, nodes.section):
             text = " ".join(paragraph.astext().split())
-            return re.split(r"(?<=[.:?]) (?=[A-Z`])", text)[0].rstrip(":")
+            return re.split(r"(?<=[.?]) ", text)[0].rstrip(":")
     return ""
 
 
@@ -32,19 +33,12 @@ def write(app, exception):
             summary=first_sentence(env.get_doctree(root)),
         )
     ]
-    for page in in_order(env, root):
+    for page in env.toctree_includes[root]:
         title = env.titles[page].astext()
         summary = first_sentence(env.get_doctree(page))
         uri = app.builder.get_target_uri(page)
         lines.append(f"- [{title}]({uri}): {summary}\n")
     (pathlib.Path(app.outdir) / "llms.txt").write_text("".join(lines))
-
-
-def in_order(env, page):
-    """The pages below `page`, as the tables of contents have them."""
-    for below in env.toctree_includes.get(page, ()):
-        yield below
-        yield from in_order(env, below)
 
 
 def setup(app):
