@@ -49,7 +49,12 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 # The outputs are in the notebooks; the tests execute them.
 nb_execution_mode = "off"
 
-autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_default_options = {
+    "inherited-members": True,
+    "member-order": "bysource",
+    "members": True,
+}
+autodoc_inherit_docstrings = False
 autodoc_typehints = "none"
 napoleon_attr_annotations = False
 napoleon_numpy_docstring = False

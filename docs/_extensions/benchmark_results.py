@@ -17,8 +17,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 
 VERSIONS = {
-    "backend": "{}",
-    "backend_version": "{}",
+    "backend_version": "{backend} {}",
     "keras": "Keras {}",
     "keras_hub": "KerasHub {}",
     "python": "Python {}",
@@ -141,7 +140,7 @@ def add_heading(app, docname, source):
     record = json.loads(path.with_suffix(".json").read_text())
     benchmark = path.stem.split("-")[0]
     versions = ", ".join(
-        text.format(record["versions"][key])
+        text.format(record["versions"][key], **record["versions"])
         for key, text in VERSIONS.items()
         if key in record["versions"]
     )

@@ -49,11 +49,14 @@ def process_docstring(app, what, name, obj, options, lines):
 
 
 def skip_member(app, what, name, obj, skip, options):
-    """The fields of a class are in its docstring already."""
+    """Fields are in the docstring of their class; of Keras nothing is shown."""
     if what != "class":
         return None
-    is_of_tuple = (inspect.getdoc(obj) or "").startswith("Alias for field")
-    return True if is_of_tuple or inspect.isclass(obj) else None
+    function = obj.fget if isinstance(obj, property) else inspect.unwrap(obj)
+    is_ours = (getattr(function, "__module__", None) or "").startswith(
+        "keras_coda"
+    )
+    return None if is_ours and not inspect.isclass(obj) else True
 
 
 def process_signature(app, what, name, obj, options, signature, returns):
