@@ -71,3 +71,4 @@ html_css_files = ["figures.css"]
 # Redirects from the root to the first page.
 html_extra_path = ["_root"]
 html_copy_source = False
+pygments_dark_style = "a11y-dark"

@@ -29,7 +29,7 @@ def to_rst(text):
 def _code_block(match):
     indent, language, code = match.groups()
     code = re.sub("^(?=.)", "    ", code, flags=re.MULTILINE)
-    return f"{indent}.. code-block:: {language or 'text'}\n\n{code}"
+    return f"{indent}.. code-block:: {language or 'python'}\n\n{code}"
 
 
 def _literal(match):
@@ -75,12 +75,17 @@ def process_signature(app, what, name, obj, options, signature, returns):
     return str(inspect.Signature(parameters)), None
 
 
+class _Omitted:
+    def __repr__(self):
+        return "..."
+
+
 def _plain(default):
     """A default that is an object, and that no one would write, is `...`."""
     is_plain = default in (None, inspect.Parameter.empty) or isinstance(
         default, bool | float | int | str | tuple
     )
-    return default if is_plain else ...
+    return default if is_plain else _Omitted()
 
 
 def setup(app):

@@ -8,7 +8,6 @@ from docutils import nodes
 HEAD = """# {project}
 
 > {summary}
-
 """
 
 
@@ -37,8 +36,9 @@ def write(app, exception):
         title = env.titles[page].astext()
         summary = first_sentence(env.get_doctree(page))
         uri = app.builder.get_target_uri(page)
-        lines.append(f"- [{title}]({uri}): {summary}\n")
-    (pathlib.Path(app.outdir) / "llms.txt").write_text("".join(lines))
+        lines.append(f"- [{title}]({uri})" + f": {summary}" * bool(summary))
+    path = pathlib.Path(app.outdir) / "llms.txt"
+    path.write_text("\n".join([*lines, ""]))
 
 
 def setup(app):
