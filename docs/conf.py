@@ -67,7 +67,7 @@ napoleon_custom_sections = [
 html_theme = "furo"
 html_title = f"{project} {version}"
 html_static_path = ["_static"]
-html_css_files = ["figures.css"]
+html_css_files = ["site.css"]
 # Redirects from the root to the first page.
 html_extra_path = ["_root"]
 html_copy_source = False
