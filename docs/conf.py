@@ -38,14 +38,18 @@ include_patterns = [
     "examples/**.md",
     "examples/*.ipynb",
 ]
-exclude_patterns = [".*", "**/.*", "docs/_build"]
+exclude_patterns = [
+    ".*",
+    "**/.*",
+    "benchmarks/results/*-quick-*",
+    "docs/_build",
+]
 nitpicky = True
 # The classes of converted models are made when KerasHub's are there.
 nitpick_ignore_regex = [("py:obj", r"keras_coda\.models\..*")]
 
 # Headings have the anchors that GitHub gives them.
 myst_heading_anchors = 4
-myst_enable_extensions = ["colon_fence", "deflist"]
 # The outputs are in the notebooks; the tests execute them.
 nb_execution_mode = "off"
 

@@ -90,6 +90,7 @@ class ResultRole(SphinxRole):
         name, column, *conditions = (
             part.strip() for part in self.text.split(";")
         )
+        self.env.note_dependency(RESULTS / f"{name}.md")
         try:
             number = one_number(
                 name, column, dict(part.split("=", 1) for part in conditions)
@@ -108,6 +109,7 @@ class HeadlineDirective(SphinxDirective):
             "| | dense adapters | " + " | ".join(ROWS) + " |",
             "| --- " * (len(ROWS) + 2) + "|",
         ]
+        self.env.note_dependency(RESULTS / "budgets.md")
         rows = read_table("budgets")
         for task, words in TASKS.items():
             of_task = [row for row in rows if row["task"] == task]
@@ -137,6 +139,7 @@ def add_heading(app, docname, source):
     path = ROOT / f"{docname}.md"
     if path.parent != RESULTS:
         return
+    app.env.note_dependency(path.with_suffix(".json"))
     record = json.loads(path.with_suffix(".json").read_text())
     benchmark = path.stem.split("-")[0]
     versions = ", ".join(

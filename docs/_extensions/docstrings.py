@@ -38,7 +38,7 @@ def _literal(match):
         return match[0]
     code = re.sub(r"\s*\n\s*", " ", code)
     if re.fullmatch(r"keras_coda\.[\w.]+", code):
-        # Not among the references: a name such as that of a folder.
+        # Whether there is such a name in the reference, Sphinx finds out.
         return f":py:obj:`{code}`"
     # A letter that follows would keep reStructuredText from ending the code.
     return f"``{code}``" + (rf"\ {suffix}" if suffix else "")
