@@ -7,10 +7,15 @@ Writes docs/figures. Needs `pip install -e ".[plot]"`.
 
 import pathlib
 
+import keras
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 from matplotlib.patches import FancyBboxPatch
+from matplotlib.patches import Rectangle
+
+import keras_coda
+from keras_coda.layers.conditional_transformer_block import ATTENTIONS
 
 FOLDER = pathlib.Path(__file__).parent / "figures"
 INK, FAINT = "#33415c", "#c9d1dc"
@@ -119,9 +124,63 @@ def draw_block():
     return figure
 
 
+def draw_attention():
+    """Which tokens attend to which: a row for each query."""
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 3), ("dense", *ATTENTIONS)):
+        for query in range(NUM_TOKENS):
+            for key in range(NUM_TOKENS):
+                is_computed = name == "dense" or (
+                    query in ROUTED_TOKENS
+                    and (name == "k_to_all" or key in ROUTED_TOKENS)
+                )
+                axes.add_patch(
+                    Rectangle(
+                        (key, query),
+                        0.86,
+                        0.86,
+                        facecolor=ROUTED if is_computed else FROZEN,
+                    )
+                )
+        axes.set_xlim(0, NUM_TOKENS)
+        axes.set_ylim(NUM_TOKENS, 0)
+        axes.set_aspect("equal")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_frame_on(False)
+        axes.set_title(name, color=INK, fontsize=11)
+        axes.set_xlabel("keys and values", color=INK)
+    figure.axes[0].set_ylabel("queries", color=INK)
+    return figure
+
+
+def draw_soft_top_k():
+    """The weights that soft top-k gives to scores, at three epsilons."""
+    scores = np.linspace(1.5, -1.5, 25)
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for epsilon, color in ((0.03, ROUTED), (0.3, TRAINED), (1.0, INK)):
+        weights = keras_coda.ops.soft_top_k(scores[None], k=8, epsilon=epsilon)
+        axes.plot(
+            scores,
+            keras.ops.convert_to_numpy(weights)[0],
+            marker="o",
+            markersize=4,
+            color=color,
+            label=f"epsilon = {epsilon}",
+        )
+    axes.set_xlabel("score of a token", color=INK)
+    axes.set_ylabel("weight, the sum is k = 8", color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure
+
+
 def main():
     FOLDER.mkdir(exist_ok=True)
     draw_block().savefig(FOLDER / "block.png", dpi=150)
+    draw_attention().savefig(FOLDER / "attention.png", dpi=150)
+    draw_soft_top_k().savefig(FOLDER / "soft_top_k.png", dpi=150)
 
 
 if __name__ == "__main__":

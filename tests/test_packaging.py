@@ -21,7 +21,15 @@ def test_the_version_is_the_same_everywhere():
 
 def test_no_version_is_exact():
     extras = PROJECT["optional-dependencies"]
-    for extra in ("hub", "plot", "tensorflow", "jax", "torch", "export"):
+    for extra in (
+        "hub",
+        "plot",
+        "tensorflow",
+        "jax",
+        "torch",
+        "export",
+        "docs",
+    ):
         for requirement in extras[extra]:
             assert "==" not in requirement
     keras, hub = PROJECT["dependencies"][0], extras["hub"][0]

@@ -83,7 +83,7 @@ class CodaModel:
 
     @property
     def reduction_factor(self):
-        """Ratio of tokens to routed tokens: a number, or one per block.
+        """Ratio of tokens to routed tokens, a number or one per block.
 
         Setting it takes effect from the next step of `fit` or `predict` on, of
         the backbone and of the KerasHub tasks made from it. For another model

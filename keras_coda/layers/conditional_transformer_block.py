@@ -204,8 +204,8 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
         Args:
             shared: what the blocks of a stack share, for those whose
                 `residual_update` reads `routed.shared`.
-            routing: optional `keras_coda.layers.BlockRouting` to use in the
-                place of the router's.
+            routing: optional `BlockRouting`, such as `choose` returns, to use
+                in the place of the router's.
 
         Returns:
             A tuple of the outputs and the `BlockRouting` that was used.

@@ -16,7 +16,8 @@ class TransformerBlock(DenseBlock):
     each with a residual connection and a layer normalisation before
     (`normalize_first=True`) or after it. The projections have no biases.
 
-    Padding, from `padding_mask` or the Keras mask, is not attended to.
+    Padding, from `padding_mask` or the Keras mask, is not attended to. It is
+    called as `keras_coda.layers.DenseBlock` is.
 
     Args:
         num_heads: int. Number of query heads; divides the hidden dimension
@@ -37,8 +38,6 @@ class TransformerBlock(DenseBlock):
         dropout: float in [0, 1). Dropout rate of the attention weights and of
             both updates. Defaults to `0.0`.
         **kwargs: see `keras.layers.Layer`.
-
-    Call arguments: see `keras_coda.layers.DenseBlock`.
 
     Returns:
         Tensor of shape `(batch_size, n, hidden_dim)`.
