@@ -43,6 +43,7 @@ exclude_patterns = [
     "**/.*",
     "benchmarks/results/*-quick-*",
     "docs/_build",
+    "docs/keras_io",
 ]
 nitpicky = True
 # The classes of converted models are made when KerasHub's are there.

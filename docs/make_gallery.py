@@ -63,13 +63,17 @@ def fine_tune(task, reduction_factor, epochs):
         seed=0,
     )
     coda.reduction_factor = reduction_factor
-    sample = keras.tree.map_structure(lambda v: v[:384], task.unlabelled)
-    keras_coda.training.calibrate(coda, sample)
+    keras_coda.training.calibrate(coda, sample(task))
     accuracy = quality_tasks.accuracy(coda, task)
     print(
         f"{task.name}: test accuracy at r = {reduction_factor}: {accuracy:.1%}"
     )
     return coda
+
+
+def sample(task):
+    """What is calibrated on."""
+    return keras.tree.map_structure(lambda v: v[:384], task.unlabelled)
 
 
 def to_svg(text):
@@ -111,6 +115,12 @@ def main():
     inputs = keras.tree.map_structure(lambda values: values[:4], task.test[0])
     text = keras_coda.analysis.highlight_routing(coda, inputs, task.tokenizer)
     (GALLERY / "pairs.svg").write_text(to_svg(text))
+    figure = keras_coda.analysis.plot_budget(
+        coda,
+        sample(task),
+        score=lambda coda: quality_tasks.accuracy(coda, task),
+    )
+    figure.savefig(GALLERY / "budget.png", dpi=80)
     print("The pictures are in", GALLERY.relative_to(ROOT))
 
 
