@@ -11,7 +11,7 @@ from keras_coda import layers
 from keras_coda import ops
 from keras_coda.layers.set_reduction_factor import set_reduction_factor
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "CodaBackbone",

@@ -23,8 +23,7 @@ def blocks(language):
 
 
 def test_ci_runs_the_test_command():
-    _, test_command, *_ = blocks("bash")
-    assert "-m tests" in test_command
+    (test_command,) = [x for x in blocks("bash") if "-m tests" in x]
     assert test_command in (ROOT / ".ci" / "run").read_text()
 
 
@@ -53,11 +52,10 @@ def test_usage_example(monkeypatch, tmp_path, capsys):
     variables = {"texts": ["a film", "fine film"] * 8, "labels": [0, 1] * 8}
     exec(usage, variables)
     printed = capsys.readouterr().out
-    assert "trainable" in printed
     assert "speedup of the encoder by arithmetic: 2." in printed
     outputs = variables["coda"].predict(["what a film"], verbose=0)
     assert np.all(np.isfinite(outputs))
-    assert (tmp_path / "films.safetensors").exists()
+    assert (tmp_path / "films.keras").exists()
 
     dense = from_preset("any", num_classes=2)
     exec(from_dense, {**variables, "fine_tuned_classifier": dense})
