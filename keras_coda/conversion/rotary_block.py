@@ -50,6 +50,7 @@ class RotaryEncoderBlock(EncoderBlock):
             self.rotate(key, routed.context_positions),
             value,
             routed.mask,
+            prefix=self.prefix,
         )
         shape = (
             *ops.shape(attended)[:2],

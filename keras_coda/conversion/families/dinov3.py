@@ -23,6 +23,7 @@ class DINOV3EncoderBlock(EncoderBlock):
             rotate(key, routed.shared, routed.context_positions),
             value,
             routed.mask,
+            prefix=self.prefix,
         )
         attended = ops.reshape(attended, ops.shape(routed.queries))
         attended = attention.dropout(attended, training=training)
