@@ -6,13 +6,14 @@ from keras_coda.layers.partly_frozen import PartlyFrozen
 
 
 class AdaptedLayer(PartlyFrozen, keras.layers.Layer):
-    """A layer with a dense adapter beside it, or behind it.
+    """A layer with a dense adapter: beside it, or in sequence behind it.
 
-    What replaces a decoder layer: `layer(inputs) + adapter(inputs)`, or
-    `adapter(layer(inputs))` with the adapter of
-    [Bapna and Firat, 2019](https://arxiv.org/abs/1909.08478). It takes the arguments of the layer and
-    returns what the layer returns, of which the first tensor is adapted. Its
-    weights are shared with the layer and frozen, layer normalisations too.
+    What replaces a decoder layer. `layer(inputs) + adapter(inputs)`, or
+    `adapter(layer(inputs))` as in
+    [Bapna and Firat, 2019](https://arxiv.org/abs/1909.08478). It takes the
+    arguments of the layer and returns what the layer returns, of which the
+    first tensor is adapted. Its weights are shared with the layer and frozen,
+    layer normalisations too.
 
     Args:
         layer: a built layer whose first argument is, or begins with, the

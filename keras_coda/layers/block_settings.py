@@ -94,11 +94,9 @@ class BlockSettings:
 
     def make_adapter(self, **kwargs):
         """A new adapter beside a layer, or behind it."""
-        adapters = {
-            "parallel": ParallelAdapter,
-            "sequential": SequentialAdapter,
-        }
-        return adapters[self.adapter](
+        is_parallel = self.adapter == "parallel"
+        adapter_cls = ParallelAdapter if is_parallel else SequentialAdapter
+        return adapter_cls(
             adapter_dim=self.adapter_dim,
             activation=self.adapter_activation,
             scale=self.adapter_scale,

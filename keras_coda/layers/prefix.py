@@ -8,11 +8,10 @@ from keras_coda.validation import validate_positive_integer
 class Prefix(keras.layers.Layer):
     """Trained keys and values, which every query attends to.
 
-    They are put before the keys and values of the tokens: after these were
-    turned by their positions, which a prefix has none of. Other than a fresh
-    adapter a fresh prefix changes what attention returns, because softmax gives
-    it a share. Keys and values are trained as they are, not as the outputs of a
-    network that is left out later.
+    They come before the keys and values of the tokens, after these were turned
+    by their positions, of which a prefix has none. It starts out random, and
+    unlike a fresh adapter a fresh prefix changes what attention returns:
+    softmax gives it a share.
 
     Args:
         prefix_length: int >= 1. Number of keys, and of values.
@@ -43,10 +42,10 @@ class Prefix(keras.layers.Layer):
     (1, 8, 2, 4)
 
     Reference:
-        [Li and Liang, 2021](https://arxiv.org/abs/2101.00190), section 4.3,
-        without the reparametrisation of their training, as
+        [Li and Liang, 2021](https://arxiv.org/abs/2101.00190), section 4.2,
+        trained without the network of section 4.3, as in
         [Liu et al., 2022](https://arxiv.org/abs/2110.07602);
-        [He et al., 2022](https://arxiv.org/abs/2110.04366), eq. 3.
+        [He et al., 2022](https://arxiv.org/abs/2110.04366), section 2.2.
     """
 
     def __init__(self, prefix_length, num_heads, head_dim, **kwargs):

@@ -146,8 +146,9 @@ def attend_cached(attention, inputs, cache, cache_update_index, **kwargs):
 class T5DecoderBlock(PartlyFrozen, keras.layers.Layer):
     """KerasHub's T5 decoder layer with two dense adapters.
 
-    One runs beside self-attention, or behind it, and one beside the feedforward
-    network, or behind that. It shares the weights of `layer` but for the layer normalisations.
+    One is for self-attention, one for the feedforward network: beside them, or
+    in sequence behind them. It shares the weights of `layer` but for the layer
+    normalisations.
     """
 
     def __init__(self, layer, hidden_dim, settings, **kwargs):
