@@ -32,6 +32,8 @@ class CausalBlock(EncoderBlock):
             summed up by them, or `None`.
     """
 
+    takes_prefix = True
+
     def __init__(self, layer, parts, **kwargs):
         super().__init__(layer, parts, **kwargs)
         attention = self.attention

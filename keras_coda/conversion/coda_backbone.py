@@ -74,10 +74,10 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
         family = self.family
         if settings.adapter == "prefix" and not family.takes_prefix:
             raise ValueError(
-                f"{self.dense_cls.__name__} takes no prefix: its blocks are "
-                "not all of encoders, or their attention is not of plain keys "
-                "and values. Use `adapter='parallel'` or "
-                "`adapter='sequential'`. Received: adapter='prefix'"
+                f"{self.dense_cls.__name__} takes no prefix: it has a "
+                "decoder, or attention that is not to keys and values alone. "
+                "Use `adapter='sequential'` or `adapter='parallel'`. Received: "
+                "adapter='prefix'"
             )
         is_new = not isinstance(backbone, dict)
         if not is_new:

@@ -110,7 +110,9 @@ class EncoderBlock(DenseBlock):
     It shares the weights of the layer but for the layer normalisations, which
     it copies. A family whose attention is no
     `keras.layers.MultiHeadAttention` overrides `attend`, and
-    `attention_kernels` if its projections have other names.
+    `attention_kernels` if its projections have other names. It sets
+    `takes_prefix = True` if its `attend` also reads `self.prefix`, which is a
+    `keras_coda.layers.Prefix` or `None`.
 
     Args:
         layer: a built layer of KerasHub.
@@ -127,8 +129,12 @@ class EncoderBlock(DenseBlock):
     (2, 5, 16)
     """
 
-    # Whether `attend` reads `prefix`.
     takes_prefix = True
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "attend" in vars(cls) and "takes_prefix" not in vars(cls):
+            cls.takes_prefix = False
 
     def __init__(self, layer, parts=TRANSFORMER_ENCODER, **kwargs):
         super().__init__(**kwargs)

@@ -21,8 +21,6 @@ class DebertaV3EncoderBlock(EncoderBlock):
     each embedding has a key and a query in every block.
     """
 
-    takes_prefix = False
-
     def part(self, name):
         return find_part(self.attention, name)
 

@@ -13,6 +13,8 @@ from keras_coda.layers.attend import attend_heads
 class DINOV3EncoderBlock(EncoderBlock):
     """What the blocks share is cosine and sine of the angles of each token."""
 
+    takes_prefix = True
+
     def attend(self, routed, training=None):
         attention = self.attention
         query = self.split_heads(attention.query_dense(routed.queries))

@@ -13,8 +13,6 @@ from keras_coda.conversion.token_positions import token_positions
 class VideoPrismEncoderBlock(EncoderBlock):
     """Its attention may cap the scores."""
 
-    takes_prefix = False
-
     def attend(self, routed, training=None):
         return self.attention(
             routed.queries,
