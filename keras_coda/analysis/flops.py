@@ -137,7 +137,7 @@ def flops(
     validate_positive_integer("batch_size", batch_size)
     if reduction_factor is None:
         reduction_factor = backbone.reduction_factor
-    backbone.settings.validate_dense(reduction_factor=reduction_factor)
+    backbone.settings.validate_routing(reduction_factor=reduction_factor)
     attention = validate_choice(
         "attention", attention or backbone.attention, ATTENTIONS
     )

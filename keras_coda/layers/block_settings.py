@@ -76,10 +76,10 @@ class BlockSettings:
             object.__setattr__(self, name, plain_number(value))
         validate_finite_number("adapter_scale", self.adapter_scale)
         validate_choice("adapter", self.adapter, ADAPTERS)
-        self.validate_dense(**{name: getattr(self, name) for name in _DENSE})
+        self.validate_routing(**{name: getattr(self, name) for name in _DENSE})
 
-    def validate_dense(self, **values):
-        """Raises a `ValueError` if settings route and the adapter cannot."""
+    def validate_routing(self, **values):
+        """Raises a `ValueError` if these settings route and may not."""
         if self.adapter == "parallel":
             return
         for name, value in values.items():
@@ -93,7 +93,7 @@ class BlockSettings:
                 )
 
     def make_adapter(self, **kwargs):
-        """A new adapter beside a layer, or behind it."""
+        """A new adapter, to be beside a layer or behind one."""
         is_parallel = self.adapter == "parallel"
         adapter_cls = ParallelAdapter if is_parallel else SequentialAdapter
         return adapter_cls(

@@ -164,7 +164,7 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
 
     @reduction_factor.setter
     def reduction_factor(self, value):
-        self.settings.validate_dense(reduction_factor=value)
+        self.settings.validate_routing(reduction_factor=value)
         self.router.reduction_factor = value
 
     @property
