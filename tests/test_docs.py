@@ -30,9 +30,26 @@ def test_adding_a_family(tmp_path):
     assert process.returncode == 0, process.stderr[-3000:]
 
 
+def test_guides():
+    """Those for keras.io are what the notebooks are."""
+    script = "from make_guides import *; print(*map(script, GUIDES))"
+    written = _run_in_docs(script)
+    names = sorted(path.stem for path in (ROOT / "examples").glob("*.ipynb"))
+    guides = [ROOT / f"docs/keras_io/{name}.py" for name in names]
+    assert sorted((ROOT / "docs/keras_io").glob("*.py")) == guides
+    for guide in guides:
+        content = guide.read_text()
+        compile(content, guide.name, "exec")
+        assert content in written
+
+
 def test_families():
     """In a process of its own: other tests register families."""
     script = "import make_families; print(make_families.content(), end='')"
+    assert _run_in_docs(script) == (ROOT / "docs/families.md").read_text()
+
+
+def _run_in_docs(script):
     process = subprocess.run(
         [sys.executable, "-c", script],
         cwd=ROOT / "docs",
@@ -40,4 +57,5 @@ def test_families():
         capture_output=True,
         text=True,
     )
-    assert process.stdout == (ROOT / "docs/families.md").read_text()
+    assert process.returncode == 0, process.stderr
+    return process.stdout
