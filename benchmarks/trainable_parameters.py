@@ -3,10 +3,11 @@
     KERAS_BACKEND=torch python benchmarks/trainable_parameters.py
 
 Counts the trained weights of backbones in the shapes of BERT base, T5 1.1 base
-and ViT-B/16, without a task's head, at sizes that the methods' papers use. LoRA
-is KerasHub's `enable_lora`, which on heads also trains biases and one matrix
-for each head. T5 takes no prefix. Writes trainable_parameters.json and .md, the
-same on every backend.
+(without output embeddings) and ViT-B/16, without a task's head, at sizes that
+the methods' papers use. LoRA is KerasHub's `enable_lora` on the query and value
+projections: where these make heads, as in BERT and ViT, it has a first matrix
+for each head, and trains the biases too. T5 takes no prefix. Writes
+trainable_parameters.json and .md, the same on every backend.
 """
 
 import argparse
