@@ -131,7 +131,7 @@ def test_which_families_take_a_prefix():
 
 @each_adapter
 def test_only_adapters_norms_and_head_are_trained(adapter):
-    dense = classifier(dropout=0.1)
+    dense = classifier(dropout=0.0)
     expected = compute(dense, bert_inputs())
     coda = convert(dense, adapter, seed=None)
     sizes = {"sequential": 2 * (2 * 4 * 16 + 4 + 16), "prefix": 2 * 3 * 16}
@@ -148,9 +148,9 @@ def test_only_adapters_norms_and_head_are_trained(adapter):
         keras.optimizers.Adam(0.01),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
-    history = coda.fit(bert_inputs(), LABELS, epochs=12, verbose=0)
+    history = coda.fit(bert_inputs(), LABELS, epochs=8, verbose=0)
     losses = history.history["loss"]
-    assert losses[-1] < losses[0]
+    assert losses[-1] < 0.9 * losses[0]
     trained = {id(weight) for weight in trained_weights(coda).values()}
     for weight, old, new in zip(coda.weights, before, coda.get_weights()):
         changed = not np.array_equal(old, new)
