@@ -121,6 +121,74 @@ def conditional_block(layer, inputs, padding_mask=None, attention_mask=None):
     return np.stack(outputs)
 
 
+def adapted_encoder_layer(layer, inputs, padding_mask=None):
+    """KerasHub's `TransformerEncoder`, with adapters inside, on a batch.
+
+    `layer` is the `ConditionalTransformerBlock` that it became.
+    """
+    block = layer.block
+    batch_size, n, _ = inputs.shape
+    masks = _pairwise_masks(batch_size, n, padding_mask, None)
+    outputs = []
+    for x, mask in zip(np.asarray(inputs, "float64"), masks):
+        hidden = _norm(block.attention_norm, x) if block.pre_norm else x
+        attended = _prefixed_attention(block, hidden, mask)
+        attended = _behind(block.attention_adapter, attended)
+        hidden = x + attended
+        if not block.pre_norm:
+            hidden = _norm(block.attention_norm, hidden)
+        output = hidden
+        if block.pre_norm:
+            output = _norm(block.feedforward_norm, hidden)
+        output = np.maximum(_dense(block.intermediate, output), 0.0)
+        output = _dense(block.output_projection, output)
+        output = hidden + _behind(block.feedforward_adapter, output)
+        if not block.pre_norm:
+            output = _norm(block.feedforward_norm, output)
+        outputs.append(output)
+    return np.stack(outputs)
+
+
+def _prefixed_attention(block, inputs, mask):
+    """Multi-head self-attention to a prefix, if there is one, and to all."""
+    attention = block.attention
+    query, key, value = (
+        np.einsum("nd,dhe->hne", inputs, _weight(dense.kernel))
+        + _weight(dense.bias)[:, None]
+        for dense in (
+            attention.query_dense,
+            attention.key_dense,
+            attention.value_dense,
+        )
+    )
+    if block.prefix is not None:
+        key, value = (
+            np.concatenate([np.swapaxes(_weight(own), 0, 1), heads], axis=1)
+            for own, heads in (
+                (block.prefix.key, key),
+                (block.prefix.value, value),
+            )
+        )
+        prefix_length = block.prefix.prefix_length
+        mask = np.pad(mask, [(0, 0), (prefix_length, 0)], constant_values=True)
+    logits = query @ np.swapaxes(key, 1, 2) / math.sqrt(query.shape[-1])
+    logits = np.where(mask, logits, -np.inf)
+    shares = np.exp(logits - logits.max(-1, keepdims=True))
+    shares /= shares.sum(-1, keepdims=True)
+    outputs = np.einsum(
+        "hne,hed->nd", shares @ value, _weight(attention.output_dense.kernel)
+    )
+    return outputs + _weight(attention.output_dense.bias)
+
+
+def _behind(adapter, inputs):
+    return inputs if adapter is None else inputs + _adapter(adapter, inputs)
+
+
+def _dense(dense, inputs):
+    return inputs @ _weight(dense.kernel) + _weight(dense.bias)
+
+
 def _route(scores, real, k, router):
     """Positions and weights of the k tokens of a row, the prefix first."""
     prefix = np.arange(min(router.num_prefix_tokens, len(scores)))

@@ -10,6 +10,7 @@ from keras_coda.conversion.coda_model import validate_converted
 from keras_coda.conversion.trained_weights import backbone_of
 from keras_coda.layers import ConditionalTransformerBlock
 from keras_coda.layers import ParallelAdapter
+from keras_coda.layers import Prefix
 from keras_coda.layers.attend import is_worth_absorbing
 from keras_coda.layers.conditional_transformer_block import ATTENTIONS
 from keras_coda.layers.set_reduction_factor import per_block_reduction_factors
@@ -136,6 +137,7 @@ def flops(
     validate_positive_integer("batch_size", batch_size)
     if reduction_factor is None:
         reduction_factor = backbone.reduction_factor
+    backbone.settings.validate_routing(reduction_factor=reduction_factor)
     attention = validate_choice(
         "attention", attention or backbone.attention, ATTENTIONS
     )
@@ -208,7 +210,7 @@ def count_block(block, n, reduction_factor, attention):
         "projections": projections,
         "attention": pairs,
         "feedforward": k * kernel_size(*kernels.feedforward),
-        "adapter": n * _adapter_size(block.adapter),
+        "adapter": _count_adapters(block.adapters, n, kernels),
     }
     if block.shortcut is not None:
         counts["shortcut"] = n * _adapter_size(block.shortcut)
@@ -335,6 +337,19 @@ def _with_cross(layer, cross=False):
 def kernel_size(*layers):
     """The number of entries in the kernels of built dense layers."""
     return sum(math.prod(layer.kernel.shape) for layer in layers)
+
+
+def _count_adapters(adapters, n, kernels):
+    """Multiply-adds of the adapters of an encoder block on n tokens."""
+    total = 0
+    for adapter in adapters:
+        if isinstance(adapter, Prefix):
+            # Score and weighted sum, as of any other key.
+            heads = kernels.num_heads * kernels.head_dim
+            total += n * adapter.prefix_length * 2 * heads
+        else:
+            total += n * _adapter_size(adapter)
+    return total
 
 
 def _adapter_size(adapter):

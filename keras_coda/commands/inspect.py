@@ -66,6 +66,7 @@ def _description(model):
             "attention": backbone.attention,
             "router": backbone.router,
             "prefix tokens": backbone.num_prefix_tokens,
+            "adapter": backbone.adapter,
             "adapter size": backbone.adapter_dim,
             "shortcut size": backbone.shortcut_dim or "no shortcuts",
             "LoRA rank": backbone.lora_rank or "no LoRA",

@@ -2,32 +2,34 @@ import inspect
 
 import keras
 
-from keras_coda.layers import ParallelAdapter
 from keras_coda.layers.partly_frozen import PartlyFrozen
 
 
 class AdaptedLayer(PartlyFrozen, keras.layers.Layer):
-    """A layer with a dense parallel adapter: `layer(inputs) + adapter(inputs)`.
+    """A layer with a dense adapter: beside it, or in sequence behind it.
 
-    What replaces a decoder layer. It takes the arguments of the layer and
-    returns what the layer returns, of which the first tensor is adapted. Its
-    weights are shared with the layer and frozen, layer normalisations too.
+    What replaces a decoder layer. `layer(inputs) + adapter(inputs)`, or
+    `adapter(layer(inputs))` as in
+    [Bapna and Firat, 2019](https://arxiv.org/abs/1909.08478). It takes the
+    arguments of the layer and returns what the layer returns, of which the
+    first tensor is adapted. Its weights are shared with the layer and frozen,
+    layer normalisations too.
 
     Args:
         layer: a built layer whose first argument is, or begins with, the
             tensor to adapt, of shape `(batch_size, n, hidden_dim)`.
         hidden_dim: int.
-        adapter_settings: dict of the arguments of `ParallelAdapter`.
+        settings: the `BlockSettings` that say which adapter.
         **kwargs: see `keras.layers.Layer`.
     """
 
-    def __init__(self, layer, hidden_dim, adapter_settings, **kwargs):
+    def __init__(self, layer, hidden_dim, settings, **kwargs):
         # Keras asks `call` for it.
         self.signature = inspect.signature(layer.call)
         super().__init__(**kwargs)
         self.layer = layer
-        self.adapter = ParallelAdapter(
-            dtype=self.dtype_policy, name="adapter", **adapter_settings
+        self.adapter = settings.make_adapter(
+            dtype=self.dtype_policy, name="adapter"
         )
         self.adapter.build((None, None, hidden_dim))
         self.built = True
@@ -53,10 +55,9 @@ class AdaptedLayer(PartlyFrozen, keras.layers.Layer):
     def _adapt(self, *args, **kwargs):
         outputs = self.layer(*args, **kwargs)
         inputs = first_tensor(self.signature, *args, **kwargs)
-        update = self.adapter(inputs)
         if isinstance(outputs, (list, tuple)):
-            return (outputs[0] + update, *outputs[1:])
-        return outputs + update
+            return (self.adapter.adapt(outputs[0], inputs), *outputs[1:])
+        return self.adapter.adapt(outputs, inputs)
 
     def compute_output_spec(self, *args, **kwargs):
         return self.layer.compute_output_spec(*args, **kwargs)

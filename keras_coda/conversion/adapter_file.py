@@ -19,6 +19,7 @@ from safetensors.numpy import save
 from keras_coda._keras_internals import sublayers
 from keras_coda.conversion.quantization import describe_quantization
 from keras_coda.conversion.serialization import is_serialized
+from keras_coda.conversion.settings import Settings
 from keras_coda.conversion.trained_weights import backbone_of
 from keras_coda.conversion.trained_weights import name_weights
 from keras_coda.conversion.trained_weights import trained_weights
@@ -185,6 +186,9 @@ def _read(path):
 
 
 def _check_settings(path, saved, expected):
+    # What the file is too old to have.
+    for name in ("adapter", "prefix_length"):
+        saved.setdefault(name, getattr(Settings, name))
     for key in [*expected, *saved]:
         if saved.get(key) != expected.get(key):
             raise ValueError(

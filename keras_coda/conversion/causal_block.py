@@ -32,6 +32,8 @@ class CausalBlock(EncoderBlock):
             summed up by them, or `None`.
     """
 
+    takes_prefix = True
+
     def __init__(self, layer, parts, **kwargs):
         super().__init__(layer, parts, **kwargs)
         attention = self.attention
@@ -105,6 +107,7 @@ class CausalBlock(EncoderBlock):
             soft_cap=self.soft_cap,
             dropout=self.weights_dropout,
             training=training,
+            prefix=self.prefix,
         )
         if self.heads_dropout is not None:
             attended = self.heads_dropout(attended, training=training)
@@ -265,7 +268,7 @@ class CausalConditionalBlock(ConditionalTransformerBlock):
             ops.expand_dims(mask, 1),
         )
         update = block.after_attention(inputs, attended)
-        return inputs + self.adapter(hidden) + update, cache
+        return self.adapted(inputs, hidden) + update, cache
 
 
 def first_and_last(inputs):

@@ -71,13 +71,20 @@ class CodaBackbone(PartlyFrozen, CodaModel, keras_hub.models.Backbone):
 
     @takes_settings(Settings)
     def __init__(self, backbone, settings, trainable=True, **kwargs):
+        family = self.family
+        if settings.adapter == "prefix" and not family.takes_prefix:
+            raise ValueError(
+                f"{self.dense_cls.__name__} takes no prefix: it has a "
+                "decoder, or attention that is not to keys and values alone. "
+                "Use `adapter='sequential'` or `adapter='parallel'`. Received: "
+                "adapter='prefix'"
+            )
         is_new = not isinstance(backbone, dict)
         if not is_new:
             backbone = keras.saving.deserialize_keras_object(backbone)
         elif settings.lora_rank is not None:
             # LoRA changes the projections, which would else be shared.
             backbone = copy_model(backbone)
-        family = self.family
         if settings.lora_rank is not None:
             validate_positive_integer("lora_rank", settings.lora_rank)
             for layer in sublayers(backbone, recursive=True):

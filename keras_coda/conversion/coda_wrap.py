@@ -27,7 +27,8 @@ def coda_wrap(model, settings):
     frozen encoder block. Decoder blocks get dense adapters. Adapters, routers
     and layer normalisations are trainable, and the head of a task.
 
-    With `reduction_factor=1` the converted model computes what `model` does.
+    With `reduction_factor=1` the converted model computes what `model` does,
+    unless it gets a prefix.
 
     The frozen weights are shared with `model`, not copied, and `model`'s own
     layers are frozen with them. Its layer normalisations are copied, so
@@ -50,8 +51,8 @@ def coda_wrap(model, settings):
 
     Raises:
         TypeError: if `model` has no KerasHub backbone of a supported family.
-        ValueError: if `model` was converted already, or if an argument is out
-            of range.
+        ValueError: if `model` was converted already, if an argument is out of
+            range, or if `adapter` and another argument do not go together.
 
     Example:
 

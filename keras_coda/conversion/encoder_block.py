@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 
 import keras
 
@@ -10,6 +11,7 @@ from keras_coda.conversion.norms import copy_norm
 from keras_coda.conversion.norms import is_norm
 from keras_coda.layers import BlockKernels
 from keras_coda.layers import DenseBlock
+from keras_coda.layers import Prefix
 from keras_coda.layers.attend import attend
 from keras_coda.layers.dense import call_dense
 
@@ -108,7 +110,9 @@ class EncoderBlock(DenseBlock):
     It shares the weights of the layer but for the layer normalisations, which
     it copies. A family whose attention is no
     `keras.layers.MultiHeadAttention` overrides `attend`, and
-    `attention_kernels` if its projections have other names.
+    `attention_kernels` if its projections have other names. It sets
+    `takes_prefix = True` if its `attend` also reads `self.prefix`, which is a
+    `keras_coda.layers.Prefix` or `None`.
 
     Args:
         layer: a built layer of KerasHub.
@@ -125,6 +129,13 @@ class EncoderBlock(DenseBlock):
     (2, 5, 16)
     """
 
+    takes_prefix = True
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "attend" in vars(cls) and "takes_prefix" not in vars(cls):
+            cls.takes_prefix = False
+
     def __init__(self, layer, parts=TRANSFORMER_ENCODER, **kwargs):
         super().__init__(**kwargs)
         self.attention = find_part(layer, parts.attention)
@@ -138,6 +149,10 @@ class EncoderBlock(DenseBlock):
         self.feedforward_steps = self._hold(layer, parts.feedforward)
         self.pre_norm = _flag(layer, parts.pre_norm)
         self.causal = _flag(layer, parts.causal)
+        # What `insert_adapters` sets.
+        self.attention_adapter = None
+        self.feedforward_adapter = None
+        self.prefix = None
         self.built = True
 
     def get_config(self):
@@ -165,7 +180,29 @@ class EncoderBlock(DenseBlock):
             steps.append((name, "training" in takes))
         return tuple(steps)
 
-    def _run(self, steps, inputs, training):
+    def insert_adapters(self, settings):
+        if settings.adapter == "prefix":
+            kernels = self.kernels()
+            shape = kernels.context[0].compute_output_shape((None,) * 3)
+            self.prefix = Prefix(
+                settings.prefix_length,
+                num_heads=math.prod(shape[2:]) // kernels.head_dim,
+                head_dim=kernels.head_dim,
+                dtype=self.dtype_policy,
+                name="prefix",
+            )
+            return
+        self.attention_adapter, self.feedforward_adapter = (
+            settings.make_adapter(dtype=self.dtype_policy, name=name)
+            for name in ("attention_adapter", "feedforward_adapter")
+        )
+
+    @property
+    def adapters(self):
+        inserted = self.attention_adapter, self.feedforward_adapter, self.prefix
+        return [adapter for adapter in inserted if adapter is not None]
+
+    def _run(self, steps, inputs, training, adapter):
         outputs = inputs
         for name, takes_training in steps:
             part = getattr(self, name)
@@ -173,7 +210,7 @@ class EncoderBlock(DenseBlock):
                 continue
             arguments = {"training": training} if takes_training else {}
             outputs = call_dense(part, outputs, **arguments)
-        return outputs
+        return outputs if adapter is None else adapter(outputs)
 
     @property
     def norms(self):
@@ -196,6 +233,7 @@ class EncoderBlock(DenseBlock):
             routed.context,
             routed.mask,
             training,
+            self.prefix,
         )
 
     def residual_update(self, routed, training=None):
@@ -206,15 +244,20 @@ class EncoderBlock(DenseBlock):
 
     def after_attention(self, rows, attended, training=None):
         """What the block adds to rows for which attention returned this."""
-        attended = self._run(self.attention_steps, attended, training)
+        attended = self._run(
+            self.attention_steps, attended, training, self.attention_adapter
+        )
         if self.pre_norm:
             hidden = self.feedforward_norm(rows + attended)
-            return attended + self._run(
-                self.feedforward_steps, hidden, training
-            )
+            return attended + self._feedforward(hidden, training)
         hidden = self.attention_norm(rows + attended)
-        outputs = self._run(self.feedforward_steps, hidden, training)
+        outputs = self._feedforward(hidden, training)
         return self.feedforward_norm(hidden + outputs) - rows
+
+    def _feedforward(self, inputs, training):
+        return self._run(
+            self.feedforward_steps, inputs, training, self.feedforward_adapter
+        )
 
     def kernels(self):
         feedforward = [

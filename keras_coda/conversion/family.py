@@ -36,7 +36,7 @@ class Family:
         decoder_blocks: like `blocks`, the decoder layers that get dense
             adapters. Defaults to none.
         decoder_cls: what replaces a decoder layer; it takes `layer,
-            hidden_dim, adapter_settings, **kwargs`. Defaults to
+            hidden_dim, settings, **kwargs`. Defaults to
             `AdaptedLayer`.
         run: dict from the class name of a layer that runs encoder layers
             inside to a function that runs it: it takes `layer, call` and the
@@ -89,6 +89,11 @@ class Family:
     def list_decoder_blocks(self, backbone):
         """The decoder layers of a backbone."""
         return _listed(self.decoder_blocks, backbone)
+
+    @property
+    def takes_prefix(self):
+        """Whether `adapter="prefix"` reaches all self-attention."""
+        return self.block_cls.takes_prefix and self.decoder_blocks is None
 
     @property
     def pins_a_prefix(self):

@@ -201,11 +201,7 @@ class _Replacer:
                 return self.family.decoder_cls(
                     layer,
                     hidden_dim=first.shape[-1],
-                    adapter_settings={
-                        "adapter_dim": settings.adapter_dim,
-                        "activation": settings.adapter_activation,
-                        "scale": settings.adapter_scale,
-                    },
+                    settings=settings,
                     dtype=layer.dtype_policy,
                     name=layer.name,
                 )

@@ -11,6 +11,7 @@ from keras_coda.layers.attend import attend_heads
 class RotaryEncoderBlock(EncoderBlock):
     """Attention with rotary positions, those that the routed rows have."""
 
+    takes_prefix = True
     # Whether neighbours are rotated, in the place of the halves of a head.
     rotates_neighbours = False
 
@@ -50,6 +51,7 @@ class RotaryEncoderBlock(EncoderBlock):
             self.rotate(key, routed.context_positions),
             value,
             routed.mask,
+            prefix=self.prefix,
         )
         shape = (
             *ops.shape(attended)[:2],

@@ -4,6 +4,7 @@ from rich.table import Table
 
 from keras_coda.conversion.trained_weights import backbone_of
 from keras_coda.layers import ParallelAdapter
+from keras_coda.layers import Prefix
 from keras_coda.layers import TokenRouter
 from keras_coda.layers.partly_frozen import lora_layers
 from keras_coda.layers.partly_frozen import lora_weights
@@ -53,7 +54,7 @@ def trainable_summary(model, print_fn=None):
 
 
 def _part(layer):
-    if isinstance(layer, ParallelAdapter):
+    if isinstance(layer, (ParallelAdapter, Prefix)):
         return "adapters"
     return "routers" if isinstance(layer, TokenRouter) else "layer norms"
 

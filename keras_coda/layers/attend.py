@@ -1,11 +1,19 @@
 import keras
 from keras import ops
 
+from keras_coda._keras_internals import sublayers
 from keras_coda.layers.dense import call_dense
 from keras_coda.ops.masking import mask_scores
 
 
-def attend(attention, queries, context, attention_mask=None, training=None):
+def attend(
+    attention,
+    queries,
+    context,
+    attention_mask=None,
+    training=None,
+    prefix=None,
+):
     """Calls a `keras.layers.MultiHeadAttention`, cheaper at inference.
 
     The layer itself computes and stores all scores if it has dropout, also at
@@ -20,19 +28,22 @@ def attend(attention, queries, context, attention_mask=None, training=None):
         attention_mask: optional bool tensor that broadcasts to
             `(batch_size, k, m)`.
         training: bool, whether dropout is active.
+        prefix: optional `keras_coda.layers.Prefix` to attend to as well.
 
     Returns:
         Tensor of the shape of `queries`.
     """
-    if training:
+    if training and prefix is None:
         return attention(
             queries, context, attention_mask=attention_mask, training=True
         )
-    if attention_mask is not None:
-        attention_mask = ops.expand_dims(attention_mask, 1)
     query = call_dense(attention.query_dense, queries)
     key_dense, value_dense = attention.key_dense, attention.value_dense
-    if can_absorb(query.shape, context.shape, key_dense, value_dense):
+    if prefix is None and can_absorb(
+        query.shape, context.shape, key_dense, value_dense
+    ):
+        if attention_mask is not None:
+            attention_mask = ops.expand_dims(attention_mask, 1)
         attended = attend_absorbed(
             query * attention.key_dim**-0.5,
             context,
@@ -45,13 +56,24 @@ def attend(attention, queries, context, attention_mask=None, training=None):
         if value_dense.bias is not None:
             attended = attended + ops.cast(value_dense.bias, attended.dtype)
     else:
-        attended = ops.dot_product_attention(
+        attended = attend_heads(
             query,
             call_dense(key_dense, context),
             call_dense(value_dense, context),
             mask=attention_mask,
+            dropout=find_dropout(attention),
+            training=training,
+            prefix=prefix,
         )
     return call_dense(attention.output_dense, attended)
+
+
+def find_dropout(attention):
+    """The dropout layer inside an attention layer, or `None`."""
+    for part in sublayers(attention):
+        if isinstance(part, keras.layers.Dropout):
+            return part
+    return None
 
 
 def attend_heads(
@@ -64,6 +86,7 @@ def attend_heads(
     soft_cap=None,
     dropout=None,
     training=None,
+    prefix=None,
 ):
     """Attention of rows that are projected to heads already.
 
@@ -78,10 +101,14 @@ def attend_heads(
         soft_cap: optional float, beyond which no score gets, by way of tanh.
         dropout: optional `keras.layers.Dropout` of the attention weights.
         training: bool, whether dropout is active.
+        prefix: optional `keras_coda.layers.Prefix` to attend to as well, not
+            with a bias.
 
     Returns:
         Tensor of the shape of `query`.
     """
+    if prefix is not None:
+        key, value, mask = prefix(key, value, mask)
     mask, bias = (
         x if x is None else ops.expand_dims(x, 1) for x in (mask, bias)
     )

@@ -10,8 +10,15 @@ import inspect
 import re
 import textwrap
 
+from keras_coda.layers.parallel_adapter import ParallelAdapter
+from keras_coda.layers.sequential_adapter import SequentialAdapter
 from keras_coda.validation import plain_number
+from keras_coda.validation import validate_choice
 from keras_coda.validation import validate_finite_number
+
+ADAPTERS = ("parallel", "sequential", "prefix")
+# What the settings of a block that routes nothing have to be.
+_DENSE = {"reduction_factor": 1, "router": "exact", "shortcut_dim": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +48,15 @@ class BlockSettings:
             update that the tokens which are not routed miss; fit it with
             `keras_coda.training.calibrate`. Defaults to `None`, no estimate,
             as in the paper.
+        adapter: `"parallel"`, beside the block, or one of two baselines inside
+            blocks that `keras_coda.coda_wrap` converts. They route nothing and
+            need `reduction_factor=1`: `"sequential"`, behind attention and
+            behind the feedforward network, see
+            `keras_coda.layers.SequentialAdapter`, and `"prefix"`, keys and
+            values that all tokens attend to, see `keras_coda.layers.Prefix`.
+            Defaults to `"parallel"`.
+        prefix_length: int >= 1. How many keys and values `adapter="prefix"`
+            has, in each block. Defaults to `16`.
     """
 
     reduction_factor: float = 4
@@ -52,11 +68,40 @@ class BlockSettings:
     adapter_activation: str = "relu"
     adapter_scale: float = 1.0
     shortcut_dim: int | None = None
+    adapter: str = "parallel"
+    prefix_length: int = 16
 
     def __post_init__(self):
         for name, value in [*vars(self).items()]:
             object.__setattr__(self, name, plain_number(value))
         validate_finite_number("adapter_scale", self.adapter_scale)
+        validate_choice("adapter", self.adapter, ADAPTERS)
+        self.validate_routing(**{name: getattr(self, name) for name in _DENSE})
+
+    def validate_routing(self, **values):
+        """Raises a `ValueError` if these settings route and may not."""
+        if self.adapter == "parallel":
+            return
+        for name, value in values.items():
+            given = value if isinstance(value, (list, tuple)) else [value]
+            if any(one != _DENSE[name] for one in given):
+                raise ValueError(
+                    f"`{name}` must be {_DENSE[name]!r} with "
+                    f"`adapter={self.adapter!r}`, which is a dense baseline: "
+                    "every block computes all tokens. Routing needs "
+                    f"`adapter='parallel'`. Received: {name}={value!r}"
+                )
+
+    def make_adapter(self, **kwargs):
+        """A new adapter, to be beside a layer or behind one."""
+        is_parallel = self.adapter == "parallel"
+        adapter_cls = ParallelAdapter if is_parallel else SequentialAdapter
+        return adapter_cls(
+            adapter_dim=self.adapter_dim,
+            activation=self.adapter_activation,
+            scale=self.adapter_scale,
+            **kwargs,
+        )
 
 
 def field_names(settings_cls):

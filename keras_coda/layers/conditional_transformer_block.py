@@ -104,23 +104,25 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
                 "for a block of your own, or convert a whole KerasHub model "
                 f"with `keras_coda.coda_wrap`. Received: block={block!r}"
             )
+        is_dense = settings.adapter != "parallel"
+        if is_dense:
+            block.insert_adapters(settings)
         self.block = block
         self.settings = settings
         self.attention = settings.attention
         self.router = TokenRouter(
             reduction_factor=settings.reduction_factor,
-            router=settings.router,
+            # "first_k" has no weights.
+            router="first_k" if is_dense else settings.router,
             epsilon=settings.epsilon,
             num_prefix_tokens=settings.num_prefix_tokens,
             name="router",
         )
-        self.adapter = ParallelAdapter(
-            adapter_dim=settings.adapter_dim,
-            activation=settings.adapter_activation,
-            scale=settings.adapter_scale,
-            dtype=self.dtype_policy,
-            name="adapter",
-        )
+        self.adapter = None
+        if not is_dense:
+            self.adapter = settings.make_adapter(
+                dtype=self.dtype_policy, name="adapter"
+            )
         self.shortcut = None
         if settings.shortcut_dim is not None:
             self.shortcut = ParallelAdapter(
@@ -136,7 +138,8 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
         if not self.block.built:
             self.block.build(inputs_shape)
         self.router.build(inputs_shape)
-        self.adapter.build(inputs_shape)
+        for adapter in self.adapters:
+            adapter.build(inputs_shape)
         if self.shortcut is not None:
             self.shortcut.build(inputs_shape)
         if self.trainable:
@@ -147,7 +150,12 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
             return []
         block = self.block.norms if self.freeze_block else [self.block]
         shortcut = [] if self.shortcut is None else [self.shortcut]
-        return [*block, self.router, self.adapter, *shortcut]
+        return [*block, self.router, *self.adapters, *shortcut]
+
+    @property
+    def adapters(self):
+        """The adapter beside the block, or those inside it."""
+        return self.block.adapters if self.adapter is None else [self.adapter]
 
     @property
     def reduction_factor(self):
@@ -156,6 +164,7 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
 
     @reduction_factor.setter
     def reduction_factor(self, value):
+        self.settings.validate_routing(reduction_factor=value)
         self.router.reduction_factor = value
 
     @property
@@ -298,7 +307,7 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
         update = ops.cast(update, inputs.dtype)
         # (batch_size, k, hidden_dim), weighted by the router.
         weights = ops.cast(ops.expand_dims(weights, -1), update.dtype)
-        outputs = self.adapter.add_to(inputs, hidden)
+        outputs = self.adapted(inputs, hidden)
         if self.shortcut is None:
             return rows.add(outputs, weights * update)
         estimate = self.shortcut(rows.gather(hidden))
@@ -308,18 +317,25 @@ class ConditionalTransformerBlock(PartlyFrozen, keras.layers.Layer):
         outputs = self.shortcut.add_to(outputs, hidden)
         return rows.add(outputs, weights * (update - estimate))
 
+    def adapted(self, inputs, hidden):
+        """The inputs, with what an adapter beside the block adds."""
+        if self.adapter is None:
+            return inputs
+        return self.adapter.add_to(inputs, hidden)
+
     def compute_output_shape(self, inputs_shape):
         return inputs_shape
 
     def get_config(self):
         config = super().get_config()
+        activation = keras.activations.get(self.settings.adapter_activation)
         config.update(
             {
                 "block": keras.layers.serialize(self.block),
                 **dataclasses.asdict(self.settings),
                 "reduction_factor": self.reduction_factor,
                 "attention": self.attention,
-                "adapter_activation": self.adapter.get_config()["activation"],
+                "adapter_activation": keras.activations.serialize(activation),
                 "freeze_block": self.freeze_block,
             }
         )

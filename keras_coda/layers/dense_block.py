@@ -134,6 +134,24 @@ class DenseBlock(keras.layers.Layer):
         """The layer normalisations of the built block."""
         raise NotImplementedError
 
+    @property
+    def adapters(self):
+        """The adapters that `insert_adapters` put into the block."""
+        return []
+
+    def insert_adapters(self, settings):
+        """Puts adapters into the block, before it is called.
+
+        Args:
+            settings: `keras_coda.layers.block_settings.BlockSettings` whose
+                `adapter` is not `"parallel"`.
+        """
+        raise ValueError(
+            f"{type(self).__name__} takes no adapters inside. Use "
+            "`adapter='parallel'`, or convert a KerasHub model with "
+            f"`keras_coda.coda_wrap`. Received: adapter={settings.adapter!r}"
+        )
+
     def kernels(self):
         """The `BlockKernels` of the built block.
 

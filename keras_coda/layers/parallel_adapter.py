@@ -86,6 +86,10 @@ class ParallelAdapter(keras.layers.Layer):
         hidden = call_dense(self.down, inputs)
         return add_dense(residual, self.up, hidden, self.scale)
 
+    def adapt(self, outputs, inputs):
+        """What a layer that returned `outputs` for `inputs` now returns."""
+        return self.add_to(outputs, inputs)
+
     def compute_output_shape(self, inputs_shape):
         return inputs_shape
 

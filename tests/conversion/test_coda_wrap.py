@@ -37,6 +37,7 @@ from tests.conversion.models import vit_inputs
         ({"num_prefix_tokens": "all"}, TypeError, "`num_prefix_tokens` must"),
         ({"adapter_scale": "2"}, TypeError, "`adapter_scale` must be a num"),
         ({"adapter_scale": float("nan")}, ValueError, "adapter_scale=nan"),
+        ({"adapter": "serial"}, ValueError, "sequential.*adapter='serial'"),
     ],
 )
 def test_bad_arguments(arguments, error, match):

@@ -106,6 +106,27 @@ def test_tasks_at_reduction_factor_1(tiny):
         assert_close(compute(coda, inputs), expected, atol=tiny.exact)
 
 
+@parametrize(EVERY if keras.config.backend() == "torch" else ["T5Backbone"])
+def test_sequential_adapters(tiny):
+    dense, inputs = tiny.make(), tiny.inputs()
+    expected = compute(dense, inputs)
+    coda = keras_coda.coda_wrap(
+        dense, reduction_factor=1, adapter="sequential", adapter_dim=4
+    )
+    assert_close(compute(coda, inputs), expected, atol=tiny.exact)
+    for layer in coda.trained_layers():
+        randomize(layer, seed=2)
+    outputs = compute(coda, inputs)
+    first, other = (keras.tree.flatten(x)[0] for x in (outputs, expected))
+    assert np.abs(first - other).max() > 1e-3
+    if tiny.real is not None:
+        longer = tiny.inputs(24)
+        assert_close(
+            tiny.real(compute(coda, longer), longer),
+            tiny.real(outputs, inputs),
+        )
+
+
 @families_in_turn
 @pytest.mark.parametrize("attention", ["k_to_all", "k_to_k"])
 def test_padding_changes_nothing(tiny, attention):

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 
+from keras_coda.layers import Prefix
 from keras_coda.layers.attend import attend
 from keras_coda.layers.attend import can_absorb
 from tests.backend_helpers import to_numpy
@@ -34,9 +35,12 @@ def test_at_inference_it_is_the_layer():
 
 def test_dropout_is_active_in_training():
     attention = make_attention()
-    at_inference = attend(attention, QUERIES, CONTEXT, training=False)
-    in_training = attend(attention, QUERIES, CONTEXT, training=True)
-    assert np.abs(to_numpy(in_training - at_inference)).max() > 1e-3
+    for prefix in (None, Prefix(3, num_heads=2, head_dim=4)):
+        at_inference, in_training = (
+            attend(attention, QUERIES, CONTEXT, None, training, prefix)
+            for training in (False, True)
+        )
+        assert np.abs(to_numpy(in_training - at_inference)).max() > 1e-3
 
 
 def test_few_queries_absorb_the_projections():

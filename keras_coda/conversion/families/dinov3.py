@@ -13,6 +13,8 @@ from keras_coda.layers.attend import attend_heads
 class DINOV3EncoderBlock(EncoderBlock):
     """What the blocks share is cosine and sine of the angles of each token."""
 
+    takes_prefix = True
+
     def attend(self, routed, training=None):
         attention = self.attention
         query = self.split_heads(attention.query_dense(routed.queries))
@@ -23,6 +25,7 @@ class DINOV3EncoderBlock(EncoderBlock):
             rotate(key, routed.shared, routed.context_positions),
             value,
             routed.mask,
+            prefix=self.prefix,
         )
         attended = ops.reshape(attended, ops.shape(routed.queries))
         attended = attention.dropout(attended, training=training)

@@ -1,9 +1,7 @@
 """Moonshine: pre-LN blocks with rotary positions in a part of each head."""
 
-import keras
 from keras import ops
 
-from keras_coda._keras_internals import sublayers
 from keras_coda.conversion.adapted_layer import AdaptedLayer
 from keras_coda.conversion.encoder_block import EncoderBlock
 from keras_coda.conversion.encoder_block import Parts
@@ -11,6 +9,7 @@ from keras_coda.conversion.family import Family
 from keras_coda.conversion.registration import register_family
 from keras_coda.layers import ConditionalTransformerBlock
 from keras_coda.layers.attend import attend_heads
+from keras_coda.layers.attend import find_dropout
 
 
 class MoonshineEncoderBlock(EncoderBlock):
@@ -20,17 +19,12 @@ class MoonshineEncoderBlock(EncoderBlock):
         attention, angles = self.attention, routed.shared
         query = attention.query_dense(routed.queries)
         key = attention.key_dense(routed.context)
-        (dropout,) = (
-            part
-            for part in sublayers(attention)
-            if isinstance(part, keras.layers.Dropout)
-        )
         attended = attend_heads(
             rotate(query, ops.take(angles, routed.positions, axis=0)),
             rotate(key, ops.take(angles, routed.context_positions, axis=0)),
             attention.value_dense(routed.context),
             mask=routed.mask,
-            dropout=dropout,
+            dropout=find_dropout(attention),
             training=training,
         )
         return attention.output_dense(attended)

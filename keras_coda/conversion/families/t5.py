@@ -9,7 +9,6 @@ from keras_coda.conversion.family import Family
 from keras_coda.conversion.norms import copy_norm
 from keras_coda.conversion.registration import register_family
 from keras_coda.layers import ConditionalTransformerBlock
-from keras_coda.layers import ParallelAdapter
 from keras_coda.layers.attend import attend_absorbed
 from keras_coda.layers.attend import can_absorb
 from keras_coda.layers.partly_frozen import PartlyFrozen
@@ -145,13 +144,14 @@ def attend_cached(attention, inputs, cache, cache_update_index, **kwargs):
 
 
 class T5DecoderBlock(PartlyFrozen, keras.layers.Layer):
-    """KerasHub's T5 decoder layer with two dense parallel adapters.
+    """KerasHub's T5 decoder layer with two dense adapters.
 
-    One runs beside self-attention, one beside the feedforward network. It
-    shares the weights of `layer` but for the layer normalisations.
+    One is for self-attention, one for the feedforward network: beside them, or
+    in sequence behind them. It shares the weights of `layer` but for the layer
+    normalisations.
     """
 
-    def __init__(self, layer, hidden_dim, adapter_settings, **kwargs):
+    def __init__(self, layer, hidden_dim, settings, **kwargs):
         super().__init__(**kwargs)
         self.attention = layer.self_attention
         self.attention_norm = copy_norm(
@@ -166,9 +166,7 @@ class T5DecoderBlock(PartlyFrozen, keras.layers.Layer):
         self.feedforward = T5Feedforward(layer)
         self.feedforward_norm = copy_norm(layer.layer_norm, "feedforward_norm")
         self.attention_adapter, self.feedforward_adapter = (
-            ParallelAdapter(
-                dtype=self.dtype_policy, name=name, **adapter_settings
-            )
+            settings.make_adapter(dtype=self.dtype_policy, name=name)
             for name in ("attention_adapter", "feedforward_adapter")
         )
         self.attention_adapter.build((None, None, hidden_dim))
@@ -225,11 +223,8 @@ class T5DecoderBlock(PartlyFrozen, keras.layers.Layer):
             position_bias=position_bias,
             training=training,
         )
-        outputs = (
-            hidden_states
-            + self.attention_dropout(attended, training=training)
-            + self.attention_adapter(hidden)
-        )
+        attended = self.attention_dropout(attended, training=training)
+        outputs = hidden_states + self.attention_adapter.adapt(attended, hidden)
 
         attended, _, cross_attention_cache = attend_cached(
             self.cross_attention,
@@ -245,11 +240,8 @@ class T5DecoderBlock(PartlyFrozen, keras.layers.Layer):
         )
 
         hidden = self.feedforward_norm(outputs)
-        outputs = (
-            outputs
-            + self.feedforward(hidden, training=training)
-            + self.feedforward_adapter(hidden)
-        )
+        update = self.feedforward(hidden, training=training)
+        outputs = outputs + self.feedforward_adapter.adapt(update, hidden)
 
         if self_attention_cache is None:
             return outputs, position_bias
