@@ -27,7 +27,7 @@ import numpy as np
 import timing
 
 import keras_coda
-from keras_coda.analysis.flops import count_block
+from keras_coda.conversion.multiply_adds import count_block
 from keras_coda.exporting.signature import named_model
 from keras_coda.layers import ConditionalTransformerBlock
 from keras_coda.layers import TransformerBlock

@@ -29,8 +29,8 @@ import numpy as np
 import timing
 
 import keras_coda
-from keras_coda.analysis.flops import count_block
-from keras_coda.analysis.flops import kernel_size
+from keras_coda.conversion.multiply_adds import count_block
+from keras_coda.conversion.multiply_adds import kernel_size
 
 NUM_LAYERS = 4
 SHAPES = {

@@ -148,12 +148,12 @@ FLOORS = {
         "layers",
         "ops",
         "tables",
+        "training",
         "validation",
         "_keras_internals",
     ],
     "training/": [
         "training",
-        "analysis",
         "conversion",
         "layers",
         "ops",

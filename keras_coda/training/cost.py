@@ -9,10 +9,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_coda.analysis.flops import ADDED_PARTS
-from keras_coda.analysis.flops import count_block
-from keras_coda.analysis.flops import count_outside
 from keras_coda.conversion.coda_wrap import coda_wrap
+from keras_coda.conversion.multiply_adds import ADDED_PARTS
+from keras_coda.conversion.multiply_adds import count_block
+from keras_coda.conversion.multiply_adds import count_outside
 from keras_coda.conversion.quantization import restore_quantization
 from keras_coda.training.observation import LEFT_OUT
 
