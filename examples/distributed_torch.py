@@ -73,7 +73,7 @@ def main():
     # Every process makes the same model and the same order of the texts.
     keras.utils.set_random_seed(arguments.seed)
     classifier = single.load_classifier(arguments, len(data.class_names))
-    coda = single.convert(classifier, arguments, arguments.reduction_factor)
+    coda = single.convert(classifier, arguments, reduction_factor=4)
     tokens = classifier.preprocessor(data.train_texts)
     labels = np.array(data.train_labels)
     order = np.random.default_rng(arguments.seed).permutation(len(labels))

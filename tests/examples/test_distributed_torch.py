@@ -28,9 +28,9 @@ def run_in_two_processes(script, *arguments):
 
 def test_two_processes_fit_what_one_does():
     output = run_in_two_processes("tests/examples/replicas.py")
-    assert {"process 0 is done", "process 1 is done"} <= set(
-        output.splitlines()
-    )
+    # Not in lines of their own: both write to one stream.
+    assert "process 0 is done" in output
+    assert "process 1 is done" in output
 
 
 def test_script(preset, csv_path, tmp_path):

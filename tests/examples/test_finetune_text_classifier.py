@@ -98,17 +98,17 @@ class TestReadReuters:
 class TestCommandLine:
     def test_arguments(self, csv_path):
         arguments, data = example.parse_arguments(
-            ["--preset", "x", "--data", csv_path, "--reduction-factor", "2.5"]
+            ["--preset", "x", "--data", csv_path, "--speedup", "2.5"]
         )
-        assert arguments.reduction_factor == 2.5
+        assert arguments.speedup == 2.5
         assert arguments.backend == keras.backend.backend()
         assert len(data.train_texts) == 16
 
     @pytest.mark.parametrize(
         "command_line, message",
         [
-            ("--reduction-factor 0.5", "must be at least 1, received 0.5"),
-            ("--reduction-factor nan", "must be at least 1, received nan"),
+            ("--speedup 0.5", "must be at least 1, received 0.5"),
+            ("--speedup nan", "must be at least 1, received nan"),
             ("--epochs 0", "must be at least 1, received 0"),
             ("--epochs two", "invalid int value: 'two'"),
             ("--backend theano", "invalid choice: 'theano'"),
@@ -188,7 +188,8 @@ def test_script(preset, tmp_path):
     command = [sys.executable, str(FOLDER / "finetune_text_classifier.py")]
     command += ["--preset", preset, "--data", write_csv(tmp_path, 40)]
     command += ["--epochs", "1", "--sequence-length", "8", "--batch-size", "8"]
-    command += ["--adapter-dim", "4", "--output", str(output)]
+    command += ["--adapter-dim", "1", "--output", str(output)]
+    command += ["--speedup", "1.1"]
     command += ["--backend", keras.backend.backend()]
     environment = {**os.environ, "PYTHONPATH": str(FOLDER.parent)}
     # The option is what counts.
@@ -207,7 +208,7 @@ def test_script(preset, tmp_path):
     assert "training on 32 of 32 texts" in result.stdout
     assert f"Backend: {keras.backend.backend()}." in result.stdout
     assert "accuracy: " in result.stdout
-    assert "dense, r=1" in result.stdout
-    assert "CoDA k_to_all, r=4" in result.stdout
+    assert "error that is left" in result.stdout
+    assert "CoDA, k_to_all" in result.stdout
     assert "8 predictions are the same" in result.stdout
     assert output.exists()
