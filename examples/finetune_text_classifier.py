@@ -26,7 +26,7 @@ import time
 import text_data
 
 BACKENDS = ("tensorflow", "jax", "torch")
-TRAIN_SUBSET = 1000
+TRAIN_SUBSET, TEST_SUBSET = 1000, 500
 CALIBRATION_SUBSET = 256
 SPEED_SUBSET = 128
 
@@ -47,7 +47,7 @@ def parse_arguments(command_line=None):
     )
     add("--preset", help="a BERT of KerasHub: name or folder")
     add("--data", help="CSV file with the columns text and label")
-    add("--full", action="store_true", help="train on all training texts")
+    add("--full", action="store_true", help="all texts, not some hundred")
     add(
         "--speedup",
         type=at_least(1, float),
@@ -56,10 +56,10 @@ def parse_arguments(command_line=None):
     )
     add("--attention", choices=("k_to_all", "k_to_k"), default="k_to_all")
     add("--adapter-dim", type=at_least(1), default=64)
-    add("--epochs", type=at_least(1), default=3)
+    add("--epochs", type=at_least(1), default=2)
     add("--batch-size", type=at_least(1), default=32)
     add("--learning-rate", type=at_least(0, float), default=3e-3)
-    add("--sequence-length", type=at_least(4), default=96)
+    add("--sequence-length", type=at_least(4), default=64)
     add("--seed", type=at_least(0), default=0)
     add("--output", default="adapter.safetensors", help="the adapter file")
     arguments = parser.parse_args(command_line)
@@ -154,17 +154,18 @@ def main(arguments, data):
     """Trains, compares, saves and reloads; returns the exit code."""
     start = time.monotonic()
     train_texts, train_labels = data.train_texts, data.train_labels
-    if not arguments.full and len(train_texts) > TRAIN_SUBSET:
-        chosen = random.Random(arguments.seed).sample(
-            range(len(train_texts)), TRAIN_SUBSET
+    test_texts, test_labels = data.test_texts, data.test_labels
+    if not arguments.full:
+        train_texts, train_labels = subset(
+            train_texts, train_labels, TRAIN_SUBSET, arguments.seed
         )
-        train_texts = [train_texts[index] for index in chosen]
-        train_labels = [train_labels[index] for index in chosen]
-    test_texts = data.test_texts
+        test_texts, test_labels = subset(
+            test_texts, test_labels, TEST_SUBSET, arguments.seed
+        )
     print(
         f"{data.name}, {len(data.class_names)} classes: training on "
-        f"{len(train_texts):,} of {len(data.train_texts):,} texts (all with "
-        f"--full), testing on all {len(test_texts):,} of the test part. "
+        f"{len(train_texts):,} of {len(data.train_texts):,} texts, testing on "
+        f"{len(test_texts):,} of {len(data.test_texts):,} (all with --full). "
         f"Backend: {arguments.backend}.",
         flush=True,
     )
@@ -186,7 +187,7 @@ def main(arguments, data):
     )
     logits.append(predict(coda, test_texts))
     accuracies = [
-        np.mean(np.argmax(outputs, axis=-1) == data.test_labels)
+        np.mean(np.argmax(outputs, axis=-1) == test_labels)
         for outputs in logits
     ]
     # How fast a model is does not depend on what it learned.
@@ -209,6 +210,13 @@ def main(arguments, data):
         f"{difference:.0e}).\nDone in {time.monotonic() - start:.0f} s."
     )
     return 0 if same else 1
+
+
+def subset(texts, labels, size, seed):
+    """Some of the texts, and their labels, at random."""
+    size = min(size, len(texts))
+    chosen = random.Random(seed).sample(range(len(texts)), size)
+    return [texts[i] for i in chosen], [labels[i] for i in chosen]
 
 
 def load_classifier(arguments, num_classes):
