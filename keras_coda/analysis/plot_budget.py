@@ -3,6 +3,7 @@ import contextlib
 import numpy as np
 from keras import ops
 
+from keras_coda.analysis.figure import make_figure
 from keras_coda.conversion.coda_model import validate_converted
 from keras_coda.conversion.trained_weights import backbone_of
 from keras_coda.conversion.trained_weights import trained_weights
@@ -56,13 +57,7 @@ def plot_budget(coda, x, speedups=(1.5, 2, 2.5, 3), score=None, **settings):
     >>> [axes.get_ylabel() for axes in figure.axes]
     ['error that is left', 'block']
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "`plot_budget` needs matplotlib. Run "
-            "`pip install keras-coda[plot]`."
-        ) from error
+    figure = make_figure("plot_budget", figsize=(10, 4))
     validate_converted("coda", coda)
     speedups = sorted(speedups)
     if not speedups:
@@ -77,7 +72,6 @@ def plot_budget(coda, x, speedups=(1.5, 2, 2.5, 3), score=None, **settings):
                 calibrations[-1].error if score is None else score(coda)
             )
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
     curve, blocks = figure.subplots(1, 2)
     curve.plot([found.speedup for found in calibrations], values, "o-")
     if dense_score is not None:

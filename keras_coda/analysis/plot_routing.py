@@ -1,6 +1,7 @@
 import numpy as np
 from keras import ops
 
+from keras_coda.analysis.figure import make_figure
 from keras_coda.analysis.routing import routing
 from keras_coda.conversion.trained_weights import backbone_of
 
@@ -49,13 +50,6 @@ def plot_routing(model, images, scale=2.0):
     Reference:
         [Lei et al., 2023](https://arxiv.org/abs/2304.04947), figure 7.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "`plot_routing` needs matplotlib. Run "
-            "`pip install keras-coda[plot]`."
-        ) from error
     patch_size = getattr(backbone_of(model), "patch_size", None)
     if patch_size is None:
         raise TypeError(
@@ -78,9 +72,9 @@ def plot_routing(model, images, scale=2.0):
         visibility = np.repeat(visibility, patch, axis=axis)
 
     num_images, num_blocks = weights.shape[:2]
-    figure = Figure(
+    figure = make_figure(
+        "plot_routing",
         figsize=(scale * (num_blocks + 1), scale * num_images),
-        layout="constrained",
     )
     axes = figure.subplots(num_images, num_blocks + 1, squeeze=False)
     for row, image in enumerate(images):
