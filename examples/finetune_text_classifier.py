@@ -181,14 +181,14 @@ def main(arguments, data):
     coda = convert(classifier, arguments)
     print("\nTraining adapters beside the dense model")
     fit(coda, train_texts, train_labels, arguments)
-    logits = [predict(coda, test_texts)]
+    logits = [predict(coda, test_texts, verbose=1)]
     print("\nCalibrating, without labels", flush=True)
     print(
         keras_coda.training.calibrate(
             coda, train_texts[:CALIBRATION_SUBSET], speedup=arguments.speedup
         )
     )
-    logits.append(predict(coda, test_texts))
+    logits.append(predict(coda, test_texts, verbose=1))
     accuracies = [
         np.mean(np.argmax(outputs, axis=-1) == test_labels)
         for outputs in logits
@@ -297,8 +297,8 @@ def fit(model, texts, labels, arguments):
     model.fit(dataset, epochs=arguments.epochs, shuffle=False)
 
 
-def predict(model, texts):
-    return model.predict(texts, batch_size=64, verbose=0)
+def predict(model, texts, verbose=0):
+    return model.predict(texts, batch_size=64, verbose=verbose)
 
 
 def texts_per_second(models, texts, num_rounds=3):

@@ -44,40 +44,50 @@ def add_parser(commands):
 def run(arguments):
     paths = (arguments.first, arguments.second)
     models = [load_model(path) for path in paths]
+    num_classes = _num_classes(paths, models)
+    labels = None
+    if arguments.label is not None:
+        labels = read_labels(arguments.data, arguments.label, num_classes)
     inputs = [_tokens(model, arguments) for model in models]
-    logits = []
-    for path, model, tokens in zip(paths, models, inputs):
-        outputs = model.predict(
-            tokens, batch_size=arguments.batch_size, verbose=0
-        )
-        if getattr(outputs, "ndim", None) != 2:
-            raise TypeError(
-                "Classifiers of texts can be compared, which return a number "
-                f"for each class. {path!r} is a {type(model).__name__}"
-            )
-        logits.append(outputs)
-    first, second = logits
-    if first.shape != second.shape:
-        raise ValueError(
-            "Both models must have the same classes. Received: "
-            f"{first.shape[1]} and {second.shape[1]} classes"
-        )
+    with Console(stderr=True).status("Predicting"):
+        logits = [
+            model.predict(tokens, batch_size=arguments.batch_size, verbose=0)
+            for model, tokens in zip(models, inputs)
+        ]
     guesses = [outputs.argmax(axis=1) for outputs in logits]
-    seconds = _seconds(models, inputs, arguments)
+    with Console(stderr=True).status("Timing"):
+        seconds = _seconds(models, inputs, arguments)
     records = [
         {"model": path, "seconds a batch": own, "speed": seconds[0] / own}
         for path, own in zip(paths, seconds)
     ]
-    if arguments.label is not None:
-        labels = read_labels(arguments.data, arguments.label, first.shape[1])
+    if labels is not None:
         for record, guess in zip(records, guesses):
             record["accuracy"] = float(np.mean(guess == labels))
     agreement = float(np.mean(guesses[0] == guesses[1]))
     if arguments.json:
         content = {"models": records, "agreement": agreement}
-        print(json.dumps({**content, "texts": len(first)}))
+        print(json.dumps({**content, "texts": len(logits[0])}))
         return
-    _print(records, agreement, len(first))
+    _print(records, agreement, len(logits[0]))
+
+
+def _num_classes(paths, models):
+    """That of both models, before anything is computed."""
+    shapes = [getattr(model.output, "shape", ()) for model in models]
+    for path, model, shape in zip(paths, models, shapes):
+        if len(shape) != 2:
+            raise TypeError(
+                "Classifiers of texts can be compared, which return a number "
+                f"for each class. {path!r} is a {type(model).__name__}"
+            )
+    first, second = (shape[1] for shape in shapes)
+    if first != second:
+        raise ValueError(
+            "Both models must have the same classes. Received: "
+            f"{first} and {second} classes"
+        )
+    return first
 
 
 def _tokens(model, arguments):

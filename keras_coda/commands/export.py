@@ -1,5 +1,7 @@
 """`keras-coda export`: an artefact that is served without Keras."""
 
+from rich.console import Console
+
 from keras_coda.commands.model_file import load_model
 from keras_coda.exporting import export
 from keras_coda.exporting.formats import FORMATS
@@ -34,12 +36,14 @@ def run(arguments):
     length = arguments.sequence_length
     if length is not None and len(length) == 1:
         (length,) = length
-    export(
-        load_model(arguments.model),
-        arguments.path,
-        format=arguments.format,
-        sequence_length=length,
-        batch_size=arguments.batch_size,
-        outputs=arguments.outputs,
-        from_strings=arguments.from_strings,
-    )
+    model = load_model(arguments.model)
+    with Console(stderr=True).status("Exporting"):
+        export(
+            model,
+            arguments.path,
+            format=arguments.format,
+            sequence_length=length,
+            batch_size=arguments.batch_size,
+            outputs=arguments.outputs,
+            from_strings=arguments.from_strings,
+        )
