@@ -143,7 +143,7 @@ class DenseBlock(keras.layers.Layer):
         """Puts adapters into the block, before it is called.
 
         Args:
-            settings: `keras_coda.layers.block_settings.BlockSettings` whose
+            settings: the `BlockSettings` of the layer around the block, whose
                 `adapter` is not `"parallel"`.
         """
         raise ValueError(
