@@ -11,7 +11,11 @@ keras_coda. It answers what it cannot compute with a 4xx status and goes on.
 import argparse
 import importlib.util
 import json
+import os
 import pathlib
+
+# Before TensorFlow is imported, which logs what it finds on the machine.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import anyio
 import tensorflow as tf
