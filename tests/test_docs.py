@@ -28,19 +28,23 @@ def code_of(page):
     return "\n".join(blocks)
 
 
-@same_on_every_backend
-def test_adding_a_family(tmp_path):
-    """The page's code runs, in a process of its own: it registers classes."""
-    script = tmp_path / "page.py"
-    script.write_text(code_of("adding_a_family.md"))
+def run_python(program, folder):
+    """What a program prints, in a process of its own."""
     process = subprocess.run(
-        [sys.executable, str(script)],
-        cwd=tmp_path,
+        [sys.executable, "-c", program],
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
     assert process.returncode == 0, process.stderr[-3000:]
+    return process.stdout
+
+
+@same_on_every_backend
+def test_adding_a_family(tmp_path):
+    """The page's code runs, in a process of its own: it registers classes."""
+    run_python(code_of("adding_a_family.md"), tmp_path)
 
 
 @same_on_every_backend
@@ -115,7 +119,7 @@ def test_docstrings_are_markdown(monkeypatch):
 def test_guides():
     """Those for keras.io are what the notebooks are."""
     script = "from make_guides import *; print(*map(script, GUIDES))"
-    written = _run_in_docs(script)
+    written = run_python(script, ROOT / "docs")
     names = sorted(path.stem for path in (ROOT / "examples").glob("*.ipynb"))
     guides = [ROOT / f"docs/keras_io/{name}.py" for name in names]
     assert sorted((ROOT / "docs/keras_io").glob("*.py")) == guides
@@ -129,16 +133,7 @@ def test_guides():
 def test_families():
     """In a process of its own: other tests register families."""
     script = "import make_families; print(make_families.content(), end='')"
-    assert _run_in_docs(script) == (ROOT / "docs/families.md").read_text()
-
-
-def _run_in_docs(script):
-    process = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=ROOT / "docs",
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
+    assert (
+        run_python(script, ROOT / "docs")
+        == (ROOT / "docs/families.md").read_text()
     )
-    assert process.returncode == 0, process.stderr
-    return process.stdout

@@ -10,10 +10,18 @@ from keras_coda.conversion.trained_weights import trained_weights
 from keras_coda.layers.set_reduction_factor import set_reduction_factor
 from keras_coda.training import calibrate
 from keras_coda.training.calibration import SPEEDUPS
+from keras_coda.training.inputs import make_batches
 from keras_coda.training.observation import LEFT_OUT
 
 
-def plot_budget(coda, x, speedups=(1.5, 2, 2.5, 3), score=None, **settings):
+def plot_budget(
+    coda,
+    x,
+    speedups=(1.5, 2, 2.5, 3),
+    score=None,
+    batch_size=32,
+    **settings,
+):
     """Draws what each speedup of a converted model costs in quality.
 
     `keras_coda.training.calibrate` is run for each speedup. To the left is the
@@ -28,6 +36,7 @@ def plot_budget(coda, x, speedups=(1.5, 2, 2.5, 3), score=None, **settings):
         score: optional function of `coda` that returns a number, such as the
             accuracy on data that was held back. Drawn in the place of the
             error, and as a line for the model at `reduction_factor=1`.
+        batch_size: int. For arrays. Defaults to `32`.
         **settings: further arguments of `keras_coda.training.calibrate`.
 
     Returns:
@@ -62,12 +71,14 @@ def plot_budget(coda, x, speedups=(1.5, 2, 2.5, 3), score=None, **settings):
     speedups = sorted(speedups)
     if not speedups:
         raise ValueError("`speedups` must hold a number. Received: speedups=[]")
+    # Once for all speedups, of which the first might use up an iterator.
+    batches = make_batches(coda, x, batch_size)
     with _restored(coda):
         set_reduction_factor(coda, 1)
         dense_score = None if score is None else score(coda)
         calibrations, values = [], []
         for speedup in speedups:
-            calibrations.append(calibrate(coda, x, speedup, **settings))
+            calibrations.append(calibrate(coda, batches, speedup, **settings))
             values.append(
                 calibrations[-1].error if score is None else score(coda)
             )

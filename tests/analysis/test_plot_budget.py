@@ -57,7 +57,12 @@ def test_a_score_of_ones_own():
         return -len(seen)
 
     figure = keras_coda.analysis.plot_budget(
-        coda, vit_inputs(), SPEEDUPS, score, verbose=0
+        # Batches that can be read once.
+        coda,
+        iter([vit_inputs()]),
+        SPEEDUPS,
+        score,
+        verbose=0,
     )
     assert seen[0] == 1 and len(seen) == 3
     curve, dense = figure.axes[0].lines
