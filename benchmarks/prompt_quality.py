@@ -4,7 +4,7 @@
     KERAS_BACKEND=torch python benchmarks/prompt_quality.py
 
 No large language model is at hand, so a small one is trained first, of 2.6M
-parameters and Llama's architecture, until it answers the three kinds of
+parameters and Llama's architecture, until it answers the four kinds of
 questions of prompt_tasks.py: `--steps` steps, some minutes on a GPU and hours
 on two cores, best on JAX, kept in `first_stages` of the output folder.
 
@@ -172,7 +172,9 @@ class Sequences(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         examples = prompt_tasks.Examples("train", (self.epoch, index))
-        token_ids, is_answer = examples.sequences(self.batch_size)
+        token_ids, is_answer = examples.sequences(
+            self.batch_size, asks_before=index % 2 == 1
+        )
         inputs = {
             "token_ids": token_ids[:, :-1].astype("int32"),
             "padding_mask": np.ones_like(token_ids[:, :-1], "int32"),
@@ -218,10 +220,11 @@ def first_layers(model, num_layers, hidden_dim):
 
 
 def make_prompts(split, size, seed=0):
-    """As many prompts of each kind, mixed."""
+    """Prompts, as many of each kind, mixed."""
+    size //= len(prompt_tasks.KINDS)
     examples = prompt_tasks.Examples(split, seed)
     kinds = [examples.prompts(kind, size) for kind in prompt_tasks.KINDS]
-    order = np.random.default_rng(seed).permutation(3 * size)
+    order = np.random.default_rng(seed).permutation(len(kinds) * size)
     return keras.tree.map_structure(
         lambda *parts: np.concatenate(parts)[order], *kinds
     )
@@ -312,7 +315,7 @@ class Runner:
 
         def calibrate():
             inputs = make_prompts(
-                "train", self.arguments.unlabelled_size // 3, 1000 + seed
+                "train", self.arguments.unlabelled_size, 1000 + seed
             )
             calibration = keras_coda.training.calibrate(
                 coda, inputs, speedup=row.speedup, verbose=0
@@ -324,7 +327,7 @@ class Runner:
         return coda, notes
 
     def train_part(self, seed):
-        return make_prompts("train", self.arguments.train_size // 3, seed)
+        return make_prompts("train", self.arguments.train_size, seed)
 
     def align(self, coda, seed):
         arguments, inputs = self.arguments, self.train_part(seed)

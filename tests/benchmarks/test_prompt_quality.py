@@ -37,7 +37,7 @@ def split(inputs, tasks):
         yield [[int(ids[i]) for i in part if mask[i]] for part in parts]
 
 
-@pytest.mark.parametrize("kind", ["find", "sort", "after"])
+@pytest.mark.parametrize("kind", ["find", "sort", "after", "before"])
 def test_the_answer_stands_in_the_prompt(tasks, kind):
     inputs = tasks.Examples("test", seed=3).prompts(kind, 20)
     for prompt, answer in split(inputs, tasks):
@@ -47,12 +47,16 @@ def test_the_answer_stands_in_the_prompt(tasks, kind):
             found = sorted(prompt[start : prompt.index(tasks.CLOSE)])
             assert prompt[-2:] == [tasks.SORT, tasks.EQUALS]
         elif kind == "find":
-            place = prompt.index(prompt[-2])
+            assert prompt[-2] == tasks.FIND
+            place = prompt.index(prompt[-1])
             assert prompt[place - 1] == tasks.RECORD
             found = prompt[place + 1 : place + 3]
         else:
+            if kind == "before":
+                assert prompt[1 : tasks.FRONT] == prompt[-4:-1]
             pairs = list(zip(prompt, prompt[1:]))[:-3]
             pair = tuple(prompt[-3:-1])
+            pairs[: tasks.FRONT] = [None] * tasks.FRONT
             places = [i for i, p in enumerate(pairs) if p == pair]
             assert len(places) == 1
             found = prompt[places[0] + 2 : places[0] + 4]
