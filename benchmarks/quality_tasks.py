@@ -284,12 +284,16 @@ def compile_and_fit(
 
 
 def make_optimizer(learning_rate, num_examples, epochs, batch_size):
+    schedule = make_schedule(learning_rate, num_examples, epochs, batch_size)
+    return keras.optimizers.AdamW(schedule, weight_decay=0.0)
+
+
+def make_schedule(learning_rate, num_examples, epochs, batch_size):
     num_steps = max(2, epochs * -(-num_examples // batch_size))
     num_warmup = max(1, num_steps // 10)
-    schedule = keras.optimizers.schedules.CosineDecay(
+    return keras.optimizers.schedules.CosineDecay(
         0.0,
         decay_steps=num_steps - num_warmup,
         warmup_target=learning_rate,
         warmup_steps=num_warmup,
     )
-    return keras.optimizers.AdamW(schedule, weight_decay=0.0)
