@@ -3,6 +3,7 @@ from typing import NamedTuple
 from rich.table import Table
 
 from keras_coda.tables import as_text
+from keras_coda.training.observation import LEFT_OUT
 
 SPEEDUPS = {
     "flops": "speedup of the encoder by arithmetic",
@@ -12,6 +13,9 @@ SPEEDUPS = {
 
 class Calibration(NamedTuple):
     """What `keras_coda.training.calibrate` chose and fitted.
+
+    As text it is a table, in which the blocks that compute no more than the
+    tokens that are always routed are `out`.
 
     Attributes:
         reduction_factor: list with one number for each block.
@@ -51,7 +55,7 @@ class Calibration(NamedTuple):
             fits = (values.get(part) for part in ("shortcut", "router"))
             table.add_row(
                 name,
-                f"{factor:g}",
+                "out" if factor >= LEFT_OUT else f"{factor:g}",
                 *("" if fit is None else f"{fit:.2f}" for fit in fits),
             )
         return as_text(

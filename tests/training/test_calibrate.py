@@ -312,6 +312,7 @@ def test_a_run_that_is_left_out_has_one_shortcut():
     assert coda.reduction_factor == [1, LEFT_OUT, math.inf, math.inf]
     assert calibration.speedup == pytest.approx(speedup)
     assert calibration.error < 1e-6
+    assert str(calibration).count(" out ") == 3
     fitted = [list(values) for values in calibration.blocks.values()]
     assert ["shortcut" in values for values in fitted][1:3] == [True, False]
 
