@@ -21,6 +21,7 @@ OTHER_ARGUMENTS = (
     "speedups",
     "seeds",
     "no_speed",
+    "evaluation_batch_size",
     "num_rounds",
     "output",
     "quick",

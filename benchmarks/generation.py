@@ -91,14 +91,15 @@ def parse_arguments():
     add("--rows", default=",".join(ROWS), help="default: all")
     add("--seeds", default="0,1,2", help="default: %(default)s")
     add("--train-size", type=int, default=200000, help="of the T5")
-    add("--train-epochs", type=int, default=8, help="of the T5")
-    add("--train-batch-size", type=int, default=128, help="of the T5")
+    add("--train-epochs", type=int, default=5, help="of the T5")
+    add("--train-batch-size", type=int, default=64, help="of the T5")
     add("--train-learning-rate", type=float, default=1e-2, help="of the T5")
     add("--hidden-dim", type=int, default=256, help="of the T5")
     add("--alignment-size", type=int, default=4000)
     add("--evaluation-size", type=int, default=400, help="of each kind")
     add("--epochs", type=int, default=3)
     add("--batch-size", type=int, default=32)
+    add("--evaluation-batch-size", type=int, default=200)
     add("--learning-rate", type=float, default=1e-3, help="of alignment")
     add("--layers-learning-rates", default="1e-3,3e-3", help="of first layers")
     add("--dtype", default="mixed_bfloat16", help="default: %(default)s")
@@ -119,6 +120,7 @@ def parse_arguments():
         evaluation_size=4,
         epochs=1,
         batch_size=6,
+        evaluation_batch_size=4,
         layers_learning_rates="1e-3",
         timed_batch=2,
         num_rounds=1,
@@ -245,7 +247,7 @@ def scores(model, split, arguments, divisor=1):
         texts, targets = generation_tasks.make_examples(
             kind, split, arguments.evaluation_size
         )
-        written = write(model, texts, arguments.batch_size)
+        written = write(model, texts, arguments.evaluation_batch_size)
         if kind == "summarising":
             rouge = metrics.rouge_score(written, targets, rouge_keys="rougeL")
             found[kind] = 100 * float(rouge["rougeL_fmeasure"])

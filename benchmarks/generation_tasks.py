@@ -23,9 +23,9 @@ import keras_hub
 import sentencepiece
 
 KINDS = ("copying", "answering", "summarising")
-SEQUENCE_LENGTH, RESPONSE_LENGTH = 160, 20
+SEQUENCE_LENGTH, RESPONSE_LENGTH = 128, 20
 VOCABULARY_SIZE = 4000
-NUM_TOGETHER, NUM_WORDS, NUM_COPIED = 3, 18, 8
+NUM_TOGETHER, NUM_WORDS, NUM_COPIED = 3, 14, 6
 SPLIT_SIZES = {"validation": 2000, "test": 2000}
 
 
