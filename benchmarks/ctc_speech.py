@@ -1,14 +1,11 @@
 """Speech of a synthesiser, and a plain Transformer that spells it.
 
-    python benchmarks/ctc_speech.py
-
 `espeak-ng`, a Debian package, reads parts of sentences of Reuters R8 with
 voices of two groups: American ones, and others that a model has yet to adapt
-to. Writes speech_ctc.npz, so that the benchmark also runs where neither
+to. What it reads is kept in a file, so that a benchmark also runs where neither
 espeak-ng nor Reuters is.
 """
 
-import argparse
 import collections
 import io
 import pathlib
@@ -209,6 +206,8 @@ class SpeechBackbone(keras_hub.models.Backbone):
     Args:
         num_layers, num_heads, hidden_dim: of the Transformer.
         num_stacked: int. Frames in a token.
+        pooling: int. How many neighbouring tokens are averaged before the
+            blocks.
         num_features: int. Numbers in a frame.
         max_length: int. Tokens that have positions.
     """
@@ -219,6 +218,7 @@ class SpeechBackbone(keras_hub.models.Backbone):
         num_heads=4,
         hidden_dim=144,
         num_stacked=NUM_STACKED,
+        pooling=1,
         num_features=NUM_MELS,
         max_length=128,
         dtype=None,
@@ -226,7 +226,6 @@ class SpeechBackbone(keras_hub.models.Backbone):
     ):
         frames = keras.Input((None, num_features), name="frames")
         padding_mask = keras.Input((None,), dtype="int32", name="padding_mask")
-        # Two convolutions, each of which makes one of some frames.
         x = keras.layers.Conv1D(
             hidden_dim,
             2 * num_stacked + 1,
@@ -240,8 +239,12 @@ class SpeechBackbone(keras_hub.models.Backbone):
         x = x + keras_hub.layers.PositionEmbedding(
             max_length, dtype=dtype, name="position_embedding"
         )(x)
+        if pooling > 1:
+            x = keras.layers.AveragePooling1D(
+                pooling, dtype=dtype, name="pooling"
+            )(x)
         # A token is real if its first frame is.
-        token_mask = padding_mask[:, ::num_stacked]
+        token_mask = padding_mask[:, :: num_stacked * pooling]
         self.transformer_layers = [
             keras_hub.layers.TransformerEncoder(
                 4 * hidden_dim,
@@ -263,12 +266,14 @@ class SpeechBackbone(keras_hub.models.Backbone):
             {"frames": frames, "padding_mask": padding_mask},
             x,
             dtype=dtype,
+            name=kwargs.pop("name", "speech_backbone"),
             **kwargs,
         )
         self.num_layers = num_layers
         self.num_heads = num_heads
         self.hidden_dim = hidden_dim
         self.num_stacked = num_stacked
+        self.pooling = pooling
         self.num_features = num_features
         self.max_length = max_length
 
@@ -279,6 +284,7 @@ class SpeechBackbone(keras_hub.models.Backbone):
             "num_heads": self.num_heads,
             "hidden_dim": self.hidden_dim,
             "num_stacked": self.num_stacked,
+            "pooling": self.pooling,
             "num_features": self.num_features,
             "max_length": self.max_length,
         }
@@ -287,16 +293,31 @@ class SpeechBackbone(keras_hub.models.Backbone):
 register_family(Family(backbone=SpeechBackbone))
 
 
+def make_speller(backbone):
+    """A model around a backbone: logits of characters for each token.
+
+    If the backbone pools tokens, each writes as many characters as it was
+    made of, so that there is room for them.
+    """
+    outputs = backbone(backbone.input)
+    outputs = keras.layers.Dense(
+        backbone.pooling * (1 + len(CHARACTERS)), dtype="float32", name="head"
+    )(outputs)
+    outputs = keras.layers.Reshape((-1, 1 + len(CHARACTERS)))(outputs)
+    return keras.Model(backbone.input, outputs)
+
+
 # === CTC ===
 
 
-def make_labels(speech, num_stacked=NUM_STACKED):
-    """Numbers of tokens and of characters, then the characters, padded."""
+def make_labels(speech, pooling=1):
+    """Numbers of outputs and of characters, then the characters, padded."""
+    num_stacked = NUM_STACKED * pooling
     width = max(map(len, speech.texts))
     labels = np.zeros((len(speech.texts), 2 + width), "int32")
     for row, text in enumerate(speech.texts):
         num_tokens = -(-len(speech.features[row]) // num_stacked)
-        labels[row, :2] = num_tokens, len(text)
+        labels[row, :2] = num_tokens * pooling, len(text)
         labels[row, 2 : 2 + len(text)] = [
             1 + CHARACTERS.index(character) for character in text
         ]
@@ -304,7 +325,7 @@ def make_labels(speech, num_stacked=NUM_STACKED):
 
 
 def ctc_loss(labels, logits):
-    """CTC on real tokens, per character, of labels of `make_labels`."""
+    """CTC on what is no padding, per character, of labels of `make_labels`."""
     labels = ops.cast(labels, "int32")
     losses = ops.ctc_loss(
         labels[:, 2:], ops.cast(logits, "float32"), labels[:, 1], labels[:, 0]
@@ -315,8 +336,8 @@ def ctc_loss(labels, logits):
 def spell(logits, labels):
     """The best path: its texts without repetitions and blanks."""
     texts = []
-    for row, (num_tokens, *_) in zip(logits.argmax(axis=-1), labels):
-        row = row[:num_tokens]
+    for row, (num_outputs, *_) in zip(logits.argmax(axis=-1), labels):
+        row = row[:num_outputs]
         changes = np.flatnonzero(np.diff(row, prepend=0))
         texts.append("".join(CHARACTERS[i - 1] for i in row[changes] if i))
     return [" ".join(text.split()) for text in texts]

@@ -108,3 +108,26 @@ class Batches(keras.utils.PyDataset):
         return (
             keras.tree.map_structure(ops.convert_to_numpy, self.inputs[index]),
         )
+
+
+class ShuffledBatches(keras.utils.PyDataset):
+    """Shuffled batches of raw inputs, made anew each epoch."""
+
+    def __init__(self, x, make_batch, batch_size, seed):
+        super().__init__()
+        self.x = x
+        self.make_batch = make_batch
+        self.batch_size = batch_size
+        self.rng = np.random.default_rng(seed)
+        self.order = self.rng.permutation(len(x))
+
+    def __len__(self):
+        return -(-len(self.x) // self.batch_size)
+
+    def __getitem__(self, index):
+        start = index * self.batch_size
+        chosen = self.order[start : start + self.batch_size]
+        return self.make_batch([self.x[i] for i in chosen])
+
+    def on_epoch_end(self):
+        self.order = self.rng.permutation(len(self.x))
