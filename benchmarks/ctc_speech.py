@@ -8,6 +8,7 @@ espeak-ng nor Reuters is.
 
 import collections
 import io
+import itertools
 import pathlib
 import random
 import re
@@ -43,6 +44,8 @@ VOCABULARY_SIZE = 600
 SAMPLING_RATE = 22050
 HOP, WINDOW, FFT_LENGTH = 220, 551, 1024
 NUM_MELS = 40
+# Whole tokens, also at half the frame rate.
+MAX_FRAMES = 304
 # What features are kept as: steps of 3 dB, down to 63 dB below the loudest.
 NUM_LEVELS, DECIBELS = 22, 3.0
 
@@ -164,7 +167,12 @@ def make_file(path, sizes):
 
 
 class Speech:
-    """A part of a file, with what CTC is trained on.
+    """A part of a file; what is longer than three seconds is left out.
+
+    Args:
+        path: of a file of `make_file`.
+        part: a key of PARTS.
+        size: optional int. How many of its utterances.
 
     Attributes:
         texts: list of str.
@@ -172,24 +180,22 @@ class Speech:
             0 and deviation 1.
     """
 
-    def __init__(self, path, part):
+    def __init__(self, path, part, size=None):
         with np.load(path) as file:
             self.texts = list(map(str, file[f"{part}_texts"]))
             lengths = file[f"{part}_lengths"]
             frames = file[f"{part}_frames"].astype("float32")
         frames = (frames - NUM_LEVELS / 2) / (NUM_LEVELS / 4)
         self.features = np.split(frames, np.cumsum(lengths)[:-1])
-
-    def cut(self, size):
-        """The first utterances alone."""
-        self.texts, self.features = self.texts[:size], self.features[:size]
-        return self
+        is_short = lengths <= MAX_FRAMES
+        self.texts = list(itertools.compress(self.texts, is_short))[:size]
+        self.features = list(itertools.compress(self.features, is_short))[:size]
 
 
-def pad(features, num_frames):
-    """Inputs of a `SpeechBackbone`."""
-    frames = np.zeros((len(features), num_frames, NUM_MELS), "float32")
-    mask = np.zeros((len(features), num_frames), "int32")
+def pad(features):
+    """Inputs of a `SpeechBackbone`, three seconds long."""
+    frames = np.zeros((len(features), MAX_FRAMES, NUM_MELS), "float32")
+    mask = np.zeros((len(features), MAX_FRAMES), "int32")
     for row, values in enumerate(features):
         frames[row, : len(values)] = values
         mask[row, : len(values)] = 1

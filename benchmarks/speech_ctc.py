@@ -9,9 +9,10 @@ The first is for a GPU; the second, of fewer epochs, takes an hour on one core.
 No pretrained speech encoder is at hand, so a small plain Transformer over
 frames of 40 log-mels is trained first, kept in `first_stages` of the output
 folder: by BEST-RQ on all of the training speech, without its texts, and then by
-CTC on the characters that American voices of a synthesiser say. That is frozen. The task
-is other voices, of 1,000 utterances; of them adapters, normalisations and the
-head learn by CTC for `--epochs` epochs. See ctc_speech.py for the speech.
+CTC on the characters that American voices of a synthesiser say. That is frozen.
+The task is other voices, of almost 1,000 utterances; of them adapters,
+normalisations and the head learn by CTC for `--epochs` epochs. See
+ctc_speech.py for the speech.
 
 - The paper's recipe: routers by coordinate descent with epsilon 1.0, trained at
   r, with and without BEST-RQ at r before, on all of the training speech.
@@ -167,7 +168,7 @@ def read_speech(arguments):
     if not path.exists():
         ctc_speech.make_file(path, sizes)
     return {
-        part: ctc_speech.Speech(path, part).cut(size)
+        part: ctc_speech.Speech(path, part, size)
         for part, size in sizes.items()
     }
 
@@ -201,20 +202,10 @@ class Runner:
         self.arguments = arguments
         self.folder = arguments.output / "first_stages" / name_of(arguments)
         self.speech = read_speech(arguments)
-        longest = max(
-            len(features)
-            for speech in self.speech.values()
-            for features in speech.features
-        )
-        # Whole tokens, also at half the frame rate.
-        whole = 2 * ctc_speech.NUM_STACKED
-        self.num_frames = -(-longest // whole) * whole
         self.base = self.train_base()
 
     def inputs(self, part, size=None):
-        return ctc_speech.pad(
-            self.speech[part].features[:size], self.num_frames
-        )
+        return ctc_speech.pad(self.speech[part].features[:size])
 
     def training_features(self):
         """All speech that may be trained on, without texts."""
@@ -261,7 +252,7 @@ class Runner:
             base.get_layer("speech_backbone"),
             task_cls=None,
             tokenizer=None,
-            sequence_length=self.num_frames,
+            sequence_length=ctc_speech.MAX_FRAMES,
             mask_rate=None,
             rng=np.random.default_rng(0),
         )
@@ -364,7 +355,7 @@ class Runner:
         history = keras_coda.training.pretrain(
             coda,
             features,
-            sequence_length=self.num_frames,
+            sequence_length=ctc_speech.MAX_FRAMES,
             reduction_factor=row.factor,
             optimizer=make_optimizer(
                 1e-3,
