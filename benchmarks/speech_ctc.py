@@ -142,7 +142,7 @@ def parse_arguments():
     add("--quick", action="store_true", help="small defaults, no meaning")
     return timing.parse_arguments(
         parser,
-        rows="frozen,dense,r4_pretrained,speedup_aligned,dropped1,half_rate",
+        rows="frozen,dense,r4_pretrained,speedup_aligned,half_rate",
         num_layers=2,
         hidden_dim=16,
         pretrain_epochs=1,

@@ -17,7 +17,7 @@ def preprocess(model, x):
         ValueError: if there are no inputs, or if `x` is text and `model` has no
             preprocessor.
     """
-    _validate_not_empty(x)
+    validate_not_empty(x)
     if not _is_text(x):
         return x
     if getattr(model, "preprocessor", None) is None:
@@ -35,7 +35,7 @@ def preprocess(model, x):
     return keras.tree.map_structure(ops.convert_to_numpy, inputs)
 
 
-def _validate_not_empty(x):
+def validate_not_empty(x):
     if _is_empty(x):
         raise ValueError("`x` must hold at least one input. Received none.")
 
@@ -73,7 +73,7 @@ def make_batches(model, x, batch_size):
     batches = [
         keras.tree.map_structure(ops.convert_to_tensor, batch) for batch in x
     ]
-    _validate_not_empty(batches)
+    validate_not_empty(batches)
     return batches
 
 
