@@ -125,9 +125,9 @@ def parse_arguments():
     add("--seeds", default="0", help="default: %(default)s")
     add("--num-layers", type=int, default=4)
     add("--hidden-dim", type=int, default=144)
-    add("--pretrain-epochs", type=int, default=15, help="of BEST-RQ")
-    add("--base-epochs", type=int, default=40, help="of American voices")
-    add("--epochs", type=int, default=20, help="of the other voices")
+    add("--pretrain-epochs", type=int, default=10, help="of BEST-RQ")
+    add("--base-epochs", type=int, default=30, help="of American voices")
+    add("--epochs", type=int, default=15, help="of the other voices")
     add("--batch-size", type=int, default=32)
     add("--base-learning-rate", type=float, default=1e-3)
     add("--learning-rates", default="1e-3,3e-3", help="default: %(default)s")
@@ -229,7 +229,7 @@ class Runner:
         weights = {weight.path: weight for weight in base.weights}
 
         def train():
-            objective_loss = self.pretrain_base(base)
+            pretraining = self.pretrain_base(base)
             history = self.fit(
                 base,
                 "known",
@@ -237,7 +237,7 @@ class Runner:
                 self.arguments.base_epochs,
             )
             return {
-                "pretraining_loss": objective_loss,
+                "pretraining": pretraining,
                 "loss": history.history["loss"],
                 "known": self.error_rates(base, "known", size=200),
             }
@@ -264,7 +264,7 @@ class Runner:
                 arguments.batch_size,
             ),
             loss=objective.loss,
-            weighted_metrics=[],
+            weighted_metrics=objective.metrics,
         )
         batches = ShuffledBatches(
             features, objective.make_batch, arguments.batch_size, seed=0
@@ -272,7 +272,7 @@ class Runner:
         history = objective.model.fit(
             batches, epochs=arguments.pretrain_epochs, verbose=2
         )
-        return history.history["loss"]
+        return history.history
 
     def part_of_base(self, row):
         """The first layers, or a base of fewer tokens, with its weights."""
@@ -337,18 +337,23 @@ class Runner:
         keras.utils.set_random_seed(seed)
         row, arguments = ROWS[name], self.arguments
         coda = self.convert(row)
+        weights, notes = trained_weights(coda), {}
+        if row.recipe == "pretrained":
+            pretraining = bookkeeping.keep(
+                self.folder / f"{name}-{seed}.npz",
+                weights,
+                lambda: self.pretrain(coda, row, seed),
+            )
+            notes["pretraining"] = pretraining
 
         def train():
-            notes = {"learning_rate": rate}
-            if row.recipe == "pretrained":
-                notes["pretraining_loss"] = self.pretrain(coda, row, seed)
             history = self.fit(
                 coda, "train", rate, arguments.epochs, row.pooling
             )
-            return {**notes, "loss": history.history["loss"]}
+            return {"learning_rate": rate, "loss": history.history["loss"]}
 
         path = self.folder / f"{name}-{rate:g}-{seed}.npz"
-        return coda, bookkeeping.keep(path, trained_weights(coda), train)
+        return coda, notes | bookkeeping.keep(path, weights, train)
 
     def pretrain(self, coda, row, seed):
         arguments, features = self.arguments, self.training_features()
@@ -368,7 +373,7 @@ class Runner:
             seed=seed,
             verbose=0,
         )
-        return history.history["loss"]
+        return history.history
 
     def fit(self, model, part, rate, epochs, pooling=1):
         arguments = self.arguments
