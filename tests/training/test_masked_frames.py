@@ -102,26 +102,20 @@ def test_batches(coda):
 
 
 def test_pretraining_learns_the_codes(coda):
-    reference = np.array(coda.predict(coda_inputs(), verbose=0))
+    adapter = coda.conditional_blocks[0].adapter
+    before = adapter.get_weights()
     history = keras_coda.training.pretrain(
         coda,
         utterances(40, 30, 40, 21),
-        batch_size=2,
+        batch_size=4,
         epochs=8,
         optimizer=keras.optimizers.Adam(0.03),
         verbose=0,
     ).history
     assert history["loss"][-1] < history["loss"][0]
     assert "accuracy" in history
-    changed = np.array(coda.predict(coda_inputs(), verbose=0))
-    assert not np.allclose(changed, reference, atol=1e-3)
-
-
-def coda_inputs():
-    return {
-        "frames": np.stack(utterances(8, 8)).astype("float32"),
-        "padding_mask": np.ones((2, 8), "int32"),
-    }
+    for weight, old in zip(adapter.get_weights(), before, strict=True):
+        assert not np.allclose(weight, old)
 
 
 @same_on_every_backend
