@@ -475,25 +475,23 @@ def speed_key(key, run):
 
 def measure_speedups(results, runner):
     """Over dense adapters, all in turn."""
-    calls = {}
+    inputs = runner.inputs("test", runner.arguments.timed_batch)
+
+    def call(model):
+        return functools.partial(model.predict_on_batch, inputs)
+
+    calls = {"dense": call(runner.convert(ROWS["dense"]))}
     for key, run in results.runs.items():
-        row = ROWS[key.split("/")[0]]
-        model = runner.base
-        if row.recipe != "frozen":
-            settings = {}
-            if row.is_calibrated:
-                settings["reduction_factor"] = run["reduction_factor"]
-            model = runner.convert(row, **settings)
-        inputs = runner.inputs("test", runner.arguments.timed_batch)
-        calls.setdefault(
-            speed_key(key, run),
-            functools.partial(model.predict_on_batch, inputs),
-        )
+        row, name = ROWS[key.split("/")[0]], speed_key(key, run)
+        if row.recipe == "frozen":
+            calls[name] = call(runner.base)
+        elif name not in calls:
+            factors = run.get("reduction_factor", row.factor or 1)
+            calls[name] = call(runner.convert(row, reduction_factor=factors))
     seconds = timing.interleave(calls, runner.arguments.num_rounds)
     results.add(
         speedups={
-            key: seconds.get("dense", value) / value
-            for key, value in seconds.items()
+            key: seconds["dense"] / value for key, value in seconds.items()
         }
     )
 
