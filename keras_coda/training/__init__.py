@@ -5,10 +5,14 @@ from keras_coda.training.align import align
 from keras_coda.training.calibrate import calibrate
 from keras_coda.training.calibration import Calibration
 from keras_coda.training.pretrain import pretrain
+from keras_coda.training.random_projection_quantizer import (
+    RandomProjectionQuantizer,
+)
 from keras_coda.training.span_corruption import corrupt_spans
 
 __all__ = [
     "Calibration",
+    "RandomProjectionQuantizer",
     "accelerate",
     "align",
     "calibrate",

@@ -17,7 +17,7 @@ def preprocess(model, x):
         ValueError: if there are no inputs, or if `x` is text and `model` has no
             preprocessor.
     """
-    _validate_not_empty(x)
+    validate_not_empty(x)
     if not _is_text(x):
         return x
     if getattr(model, "preprocessor", None) is None:
@@ -35,7 +35,7 @@ def preprocess(model, x):
     return keras.tree.map_structure(ops.convert_to_numpy, inputs)
 
 
-def _validate_not_empty(x):
+def validate_not_empty(x):
     if _is_empty(x):
         raise ValueError("`x` must hold at least one input. Received none.")
 
@@ -73,7 +73,7 @@ def make_batches(model, x, batch_size):
     batches = [
         keras.tree.map_structure(ops.convert_to_tensor, batch) for batch in x
     ]
-    _validate_not_empty(batches)
+    validate_not_empty(batches)
     return batches
 
 
@@ -108,3 +108,26 @@ class Batches(keras.utils.PyDataset):
         return (
             keras.tree.map_structure(ops.convert_to_numpy, self.inputs[index]),
         )
+
+
+class ShuffledBatches(keras.utils.PyDataset):
+    """Shuffled batches of raw inputs, made anew each epoch."""
+
+    def __init__(self, x, make_batch, batch_size, seed):
+        super().__init__()
+        self.x = x
+        self.make_batch = make_batch
+        self.batch_size = batch_size
+        self.rng = np.random.default_rng(seed)
+        self.order = self.rng.permutation(len(x))
+
+    def __len__(self):
+        return -(-len(self.x) // self.batch_size)
+
+    def __getitem__(self, index):
+        start = index * self.batch_size
+        chosen = self.order[start : start + self.batch_size]
+        return self.make_batch([self.x[i] for i in chosen])
+
+    def on_epoch_end(self):
+        self.order = self.rng.permutation(len(self.x))

@@ -34,6 +34,10 @@ class MaskedPatchesObjective:
         )
         self.metrics = []
 
+    @staticmethod
+    def default_sequence_length(x):
+        """None: images have one size."""
+
     def make_batch(self, images):
         """Makes `(x, y, sample_weight)` from a list of images."""
         patches = to_patches(

@@ -6,11 +6,17 @@ from keras_coda._keras_internals import sublayers
 from keras_coda.conversion import registry
 from keras_coda.conversion.coda_model import validate_converted
 from keras_coda.conversion.trained_weights import backbone_of
+from keras_coda.training.inputs import ShuffledBatches
+from keras_coda.training.inputs import validate_not_empty
+from keras_coda.training.masked_frames import MaskedFramesObjective
+from keras_coda.training.masked_frames import encoder_tensors
+from keras_coda.training.masked_frames import find_frames
 from keras_coda.training.masked_lm import MaskedLMObjective
 from keras_coda.training.masked_patches import MaskedPatchesObjective
 from keras_coda.training.span_corruption import SpanCorruptionObjective
 
-# The objective of a backbone is that of the tasks that KerasHub has for it.
+# The objective of a backbone is that of the tasks that KerasHub has for it, or
+# of its inputs, where they are frames of speech.
 _OBJECTIVES = {
     keras_hub.models.MaskedLM: MaskedLMObjective,
     keras_hub.models.Seq2SeqLM: SpanCorruptionObjective,
@@ -22,7 +28,7 @@ def pretrain(
     coda,
     x,
     tokenizer=None,
-    sequence_length=512,
+    sequence_length=None,
     mask_rate=None,
     reduction_factor=512 / 192,
     all_weights=False,
@@ -33,28 +39,39 @@ def pretrain(
 ):
     """Continues pretraining, so that adapters and routers learn to route.
 
-    The paper's second step, between conversion and fine-tuning, on raw texts
-    or images without labels. The objective is the backbone's own:
+    The paper's second step, between conversion and fine-tuning, on raw texts,
+    images or speech without labels. The objective is the backbone's own:
 
     - BERT: masked language modelling, with KerasHub's preprocessing.
     - T5: span corruption, `keras_coda.training.corrupt_spans`.
     - ViT: the pixels of masked patches (Xie et al., 2022), each patch
       normalised, on top of the tokens of the last block.
+    - Whisper's encoder, and backbones of your own that take frames of features
+      and, if anything else, a mask of padding: BEST-RQ (Chiu et al., 2022),
+      the codes that a random `keras_coda.training.RandomProjectionQuantizer`
+      gives masked frames. Spans of 40 frames are replaced by noise of
+      deviation 0.1. If the encoder makes one token of several frames, so are
+      the vectors that are quantised.
 
     Adapters, routers and layer normalisations are trained, and the objective's
-    head. Texts are cut to `sequence_length`; masks are drawn anew each epoch.
+    head. Inputs are cut to `sequence_length`; masks are drawn anew each epoch.
 
     Args:
         coda: what `keras_coda.coda_wrap` made. A backbone gets a new head for
             the objective; a task for it, such as a converted
             `keras_hub.models.BertMaskedLM`, keeps its own, which is better
             where that is pretrained.
-        x: list of str, or an array of images.
+        x: list of str, or an array of images, or a list of utterances: arrays
+            of shape `(frames, features)`, as the backbone takes them, whose
+            features should have about mean 0 and deviation 1.
         tokenizer: the backbone's KerasHub tokenizer, for texts. Defaults to
             that of the task's preprocessor.
-        sequence_length: int. Tokens in a text. Defaults to `512`.
+        sequence_length: optional int. Tokens in a text, or frames in an
+            utterance. Defaults to `512` for texts, and to the longest
+            utterance.
         mask_rate: optional float in (0, 1). Share of the tokens, or patches,
-            to mask. Defaults to `0.15` for texts and `0.6` for images.
+            to mask. Defaults to `0.15` for texts, `0.6` for images and 0.33
+            for speech, where spans begin at one frame in a hundred.
         reduction_factor: a number >= 1, or a list with one per block, to
             pretrain at. Afterwards the model has its own again. Defaults to
             512 / 192, the paper's.
@@ -70,8 +87,8 @@ def pretrain(
             `callbacks`.
 
     Returns:
-        The `keras.callbacks.History` of `fit`, with the `loss` and, for texts,
-        the `accuracy` at the masked tokens.
+        The `keras.callbacks.History` of `fit`, with the `loss` and, for texts
+        and speech, the `accuracy` at the masked tokens.
 
     Raises:
         TypeError: if `coda` was not converted, or is a backbone without an
@@ -96,9 +113,11 @@ def pretrain(
 
     Reference:
         [Lei et al., 2023](https://arxiv.org/abs/2304.04947), section 3.3 and
-        figure 3; [Xie et al., 2022](https://arxiv.org/abs/2111.09886).
+        figure 3; [Xie et al., 2022](https://arxiv.org/abs/2111.09886);
+        [Chiu et al., 2022](https://arxiv.org/abs/2202.01855).
     """
     validate_converted("coda", coda)
+    validate_not_empty(x)
     if mask_rate is not None and not 0 < mask_rate < 1:
         raise ValueError(
             "`mask_rate` must lie between 0 and 1: the share of the tokens to "
@@ -106,6 +125,8 @@ def pretrain(
         )
     backbone = backbone_of(coda)
     task_cls, objective_cls = _find_objective(backbone)
+    if sequence_length is None:
+        sequence_length = objective_cls.default_sequence_length(x)
     objective = objective_cls(
         coda,
         task_cls,
@@ -124,7 +145,7 @@ def pretrain(
             loss=objective.loss,
             weighted_metrics=objective.metrics,
         )
-        batches = _Batches(x, objective.make_batch, batch_size, seed)
+        batches = ShuffledBatches(x, objective.make_batch, batch_size, seed)
         return objective.model.fit(batches, **fit_arguments)
     finally:
         backbone.reduction_factor = own_reduction_factor
@@ -137,9 +158,13 @@ def _find_objective(backbone):
         for kind, objective_cls in _OBJECTIVES.items():
             if issubclass(task_cls, kind):
                 return task_cls, objective_cls
+    inputs, outputs = encoder_tensors(backbone)
+    if find_frames(inputs) and keras.utils.is_keras_tensor(outputs):
+        return None, MaskedFramesObjective
     raise TypeError(
         "`coda` must have a family with a masked language model, a "
-        "sequence-to-sequence model or an image classifier. "
+        "sequence-to-sequence model or an image classifier, or take frames of "
+        "features, of shape (batch_size, frames, features). "
         f"Received: a backbone of type {type(backbone).__name__}"
     )
 
@@ -149,26 +174,3 @@ def _unfreeze(backbone):
         layer.trainable = True
     for weight in backbone.weights:
         weight.trainable = True
-
-
-class _Batches(keras.utils.PyDataset):
-    """Shuffled batches of raw inputs, made anew each epoch."""
-
-    def __init__(self, x, make_batch, batch_size, seed):
-        super().__init__()
-        self.x = x
-        self.make_batch = make_batch
-        self.batch_size = batch_size
-        self.rng = np.random.default_rng(seed)
-        self.order = self.rng.permutation(len(x))
-
-    def __len__(self):
-        return -(-len(self.x) // self.batch_size)
-
-    def __getitem__(self, index):
-        start = index * self.batch_size
-        chosen = self.order[start : start + self.batch_size]
-        return self.make_batch([self.x[i] for i in chosen])
-
-    def on_epoch_end(self):
-        self.order = self.rng.permutation(len(self.x))

@@ -33,6 +33,10 @@ class TokenObjective:
             keras.metrics.SparseCategoricalAccuracy(name="accuracy")
         ]
 
+    @staticmethod
+    def default_sequence_length(x):
+        return 512
+
     def make_batch(self, texts):
         """Makes `(x, y, sample_weight)` from a list of texts."""
         raise NotImplementedError
