@@ -1,0 +1,263 @@
+"""Pages with a few short lines, and what a model of patches gets of them.
+
+A page is grey paper with grain, up to a quarter of it covered by photographs.
+On it stand up to four lines, `label value`, at random places: the label is one
+of 8 words, the value one of 32, each two or three patches wide. What is asked
+for is the value beside a label.
+
+As in Pix2Struct (Lee et al., 2023, arXiv:2210.03347) pages have different
+shapes, and are cut to at most n patches of 16 x 16 pixels, each of which comes
+with the row and the column that it was at. The rest is padding.
+"""
+
+import functools
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from PIL import Image
+from PIL import ImageDraw
+from PIL import ImageFont
+
+LABELS = "name date city item size code team room".split()
+VALUES = (
+    "apple bread chair delta eagle fruit grape horse ivory juice knife lemon "
+    "mango night ocean piano queen river stone tiger uncle violet wheat young "
+    "zebra amber cedar flint hazel maple pearl olive"
+).split()
+PATCH_SIZE = 16
+# Rows and columns of a page are multiples of this, so that it can be shrunk.
+STEP = 4
+MAX_LINES = 4
+FONT_SIZE, LINE_HEIGHT = 14, 14
+PAPER = 235
+
+
+class Page(NamedTuple):
+    """A page.
+
+    Attributes:
+        image: uint8 array of shape `(height, width)`, 0 is black.
+        labels: list of the labels on it, as positions in LABELS.
+        values: list of the values beside them, as positions in VALUES.
+        is_text: bool array of shape `(rows, columns)`, the patches that hold
+            ink of a line.
+    """
+
+    image: np.ndarray
+    labels: list
+    values: list
+    is_text: np.ndarray
+
+
+@functools.cache
+def draw_word(word):
+    """How much ink each pixel of a word has, from 0 to 1."""
+    font = ImageFont.load_default(FONT_SIZE)
+    width = int(font.getlength(word)) + 1
+    image = Image.new("L", (width, LINE_HEIGHT))
+    # The font leaves more room above.
+    ImageDraw.Draw(image).text((0, -4), word, fill=255, font=font)
+    return np.asarray(image, "float32") / 255
+
+
+@functools.cache
+def textures(size=2048):
+    """Paper and photographs, uint8 arrays `(size, size)` to cut from."""
+    rng = np.random.default_rng(0)
+    paper = rng.normal(PAPER, 4, (size, size)).clip(0, 255).astype("uint8")
+    photographs = np.full((size, size), 128.0)
+    for cell in (2, 8, 32):
+        noise = rng.normal(0, 40, (size // cell, size // cell))
+        photographs += np.kron(noise, np.ones((cell, cell)))
+    return paper, photographs.clip(0, 255).astype("uint8")
+
+
+def cut_out(texture, height, width, rng):
+    top = rng.integers(len(texture) - height + 1)
+    left = rng.integers(len(texture) - width + 1)
+    return texture[top : top + height, left : left + width]
+
+
+def page_shapes(num_patches):
+    """The rows and columns of pages of at most so many patches."""
+    least, most = (num_patches / 2) ** 0.5, (num_patches * 2) ** 0.5
+    return [
+        (rows, num_patches // rows // STEP * STEP)
+        for rows in range(STEP, int(most) + 1, STEP)
+        if rows >= least
+    ]
+
+
+def make_page(rng, num_patches, num_lines=MAX_LINES):
+    """Makes a page.
+
+    Args:
+        rng: a NumPy generator.
+        num_patches: int >= 64. The largest number of patches.
+        num_lines: int from 1 to 4.
+
+    Returns:
+        A `Page`.
+    """
+    shapes = page_shapes(num_patches)
+    rows, columns = shapes[rng.integers(len(shapes))]
+    height, width = rows * PATCH_SIZE, columns * PATCH_SIZE
+    paper, photographs = textures()
+    image = cut_out(paper, height, width, rng).copy()
+    for _ in range(rng.integers(4)):
+        size = rng.integers(height // 8, height // 3), width // 4
+        top, left = (
+            rng.integers(whole - part + 1)
+            for whole, part in zip((height, width), size)
+        )
+        image[top : top + size[0], left : left + size[1]] = cut_out(
+            photographs, *size, rng
+        )
+    page = Page(image, [], [], np.zeros((rows, columns), bool))
+    labels = rng.permutation(len(LABELS))[:num_lines]
+    # As on a form: a line is as high as a patch, or a little less.
+    for label, row in zip(labels, rng.permutation(rows)[:num_lines]):
+        value = rng.integers(len(VALUES))
+        top = row * PATCH_SIZE + rng.integers(PATCH_SIZE - LINE_HEIGHT + 1)
+        write_line(page, rng, LABELS[label], VALUES[value], top)
+        page.labels.append(int(label))
+        page.values.append(int(value))
+    return page
+
+
+def write_line(page, rng, label, value, top):
+    words = draw_word(label), draw_word(value)
+    width = sum(word.shape[1] for word in words)
+    room = page.image.shape[1] - width
+    gap = rng.integers(6, min(room, 40) + 1)
+    left = rng.integers(room - gap + 1)
+    bottom = top + LINE_HEIGHT
+    # Paper behind the line, where a photograph is.
+    page.image[top:bottom, left : left + width + gap] = PAPER
+    for word in words:
+        right = left + word.shape[1]
+        page.image[top:bottom, left:right] = PAPER * (1 - 0.9 * word)
+        page.is_text[
+            top // PATCH_SIZE, left // PATCH_SIZE : -(-right // PATCH_SIZE)
+        ] = True
+        left = right + gap
+
+
+def shrink(image, factor):
+    """An image of which each pixel is the mean of `factor` x `factor`."""
+    height, width = image.shape
+    shape = height // factor, factor, width // factor, factor
+    return image.reshape(shape).mean(axis=(1, 3)).astype("uint8")
+
+
+def cut_into_patches(image):
+    """Patches of shape `(rows, columns, 256)`."""
+    rows, columns = (size // PATCH_SIZE for size in image.shape)
+    patches = image.reshape(rows, PATCH_SIZE, columns, PATCH_SIZE)
+    return patches.swapaxes(1, 2).reshape(rows, columns, PATCH_SIZE**2)
+
+
+def contrast(patches):
+    """The standard deviation of the pixels of each patch."""
+    return patches.astype("float32").std(axis=-1)
+
+
+def choose_patches(page, patches, num_shown, rule, rng):
+    """Positions of the patches to keep, in the order of the page.
+
+    Args:
+        rule: `"text"`, all that hold text and others at random; `"random"`;
+            or `"contrast"`, those with the highest.
+    """
+    size = page.is_text.size if rule == "text" else len(patches)
+    scores = rng.random(size)
+    if rule == "text":
+        scores += page.is_text.ravel()
+    elif rule == "contrast":
+        scores = contrast(patches)
+    return np.sort(np.argsort(-scores)[:num_shown])
+
+
+def make_batch(
+    rng,
+    batch_size,
+    num_patches,
+    num_lines=None,
+    num_questions=1,
+    num_shown=None,
+    rule="text",
+    shrunk=1,
+):
+    """Makes pages, with questions and answers.
+
+    Args:
+        rng: a NumPy generator.
+        batch_size: int. Number of pages.
+        num_patches: int. The largest number of patches on a page.
+        num_lines: optional int. Lines on a page. Defaults to a random number,
+            but at least one for each question.
+        num_questions: int. Questions asked about a page.
+        num_shown: optional int. Patches of a page that are kept. Defaults to
+            all.
+        rule: which are kept, see `choose_patches`.
+        shrunk: 1, 2 or 4. What the sides of a page are divided by.
+
+    Returns:
+        A tuple of a dict with the inputs of a `PageBackbone`, and the answers,
+        an int32 array of shape `(batch_size, num_questions)`.
+    """
+    length = num_shown or num_patches // shrunk**2
+    inputs = {
+        "question": np.zeros((batch_size, num_questions), "int32"),
+        "patches": np.full((batch_size, length, PATCH_SIZE**2), PAPER, "uint8"),
+        "rows": np.zeros((batch_size, length), "int32"),
+        "columns": np.zeros((batch_size, length), "int32"),
+        "padding_mask": np.zeros((batch_size, length), "bool"),
+    }
+    answers = np.zeros((batch_size, num_questions), "int32")
+    for index in range(batch_size):
+        lines = num_lines or rng.integers(num_questions, MAX_LINES + 1)
+        page = make_page(rng, num_patches, lines)
+        asked = rng.permutation(lines)[:num_questions]
+        inputs["question"][index] = np.array(page.labels)[asked]
+        answers[index] = np.array(page.values)[asked]
+        image = page.image if shrunk == 1 else shrink(page.image, shrunk)
+        patches = cut_into_patches(image)
+        columns = patches.shape[1]
+        patches = patches.reshape(-1, PATCH_SIZE**2)
+        kept = np.arange(len(patches))
+        if num_shown is not None:
+            kept = choose_patches(page, patches, num_shown, rule, rng)
+        inputs["patches"][index, : len(kept)] = patches[kept]
+        inputs["rows"][index, : len(kept)] = kept // columns
+        inputs["columns"][index, : len(kept)] = kept % columns
+        inputs["padding_mask"][index, : len(kept)] = True
+    return inputs, answers
+
+
+class PageBatches(keras.utils.PyDataset):
+    """New pages in every step.
+
+    Args:
+        num_batches: int.
+        seed: int.
+        **arguments: of `make_batch`.
+    """
+
+    def __init__(self, num_batches, seed, **arguments):
+        super().__init__(workers=8, max_queue_size=24)
+        self.length, self.seed, self.epoch = num_batches, seed, 0
+        self.arguments = arguments
+        # Before several threads want them.
+        textures()
+
+    def __len__(self):
+        return self.length
+
+    def on_epoch_end(self):
+        self.epoch += 1
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng((self.seed, self.epoch, index))
+        return make_batch(rng, **self.arguments)

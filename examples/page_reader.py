@@ -1,0 +1,297 @@
+"""A Transformer of patches that reads a field of a large page.
+
+A page of n patches, most of them empty, and the question which value stands
+beside a label: see page_data.py. The model is made like Pix2Struct's encoder
+(Lee et al., 2023, arXiv:2210.03347): patches at any resolution, embeddings of
+their absolute rows and columns, and blocks as in the vision models of the CoDA
+paper, with multi-query attention and a gated network. Unlike there, the
+question is a token in front of the patches, and no header on the page; the
+answer is read from that token.
+"""
+
+import keras
+import keras_hub
+from keras import ops
+from page_data import LABELS
+from page_data import PAPER
+from page_data import PATCH_SIZE
+from page_data import VALUES
+from page_data import PageBatches
+
+from keras_coda.conversion import EncoderBlock
+from keras_coda.conversion import Family
+from keras_coda.conversion import Parts
+from keras_coda.conversion import register_family
+from keras_coda.layers import TransformerBlock
+
+# At most so many rows, and so many columns.
+MAX_SIZE = 96
+
+
+@keras.saving.register_keras_serializable(package="pages")
+class PageEmbedding(keras.layers.Layer):
+    """Embeds questions, and patches with their places.
+
+    Args:
+        hidden_dim: int. Width of the embeddings.
+        **kwargs: see `keras.layers.Layer`.
+    """
+
+    def __init__(self, hidden_dim, **kwargs):
+        super().__init__(**kwargs)
+        self.hidden_dim = hidden_dim
+        self.question_embedding = self._embedding(len(LABELS), "questions")
+        self.row_embedding = self._embedding(MAX_SIZE, "rows")
+        self.column_embedding = self._embedding(MAX_SIZE, "columns")
+        # Two layers, so that a router of the first block, which is linear, can
+        # tell text from photographs.
+        self.patch_intermediate = keras.layers.Dense(
+            hidden_dim, activation="gelu", dtype=self.dtype_policy
+        )
+        self.patch_projection = keras.layers.Dense(
+            hidden_dim, dtype=self.dtype_policy
+        )
+
+    def _embedding(self, size, name):
+        return keras.layers.Embedding(
+            size,
+            self.hidden_dim,
+            embeddings_initializer=keras.initializers.RandomNormal(0, 0.5),
+            dtype=self.dtype_policy,
+            name=name,
+        )
+
+    def build(self, question_shape, *shapes):
+        for layer in (
+            self.question_embedding,
+            self.row_embedding,
+            self.column_embedding,
+        ):
+            layer.build(question_shape)
+        self.patch_intermediate.build((None, None, PATCH_SIZE**2))
+        self.patch_projection.build((None, None, self.hidden_dim))
+
+    def call(self, question, patches, rows, columns):
+        # Near 0 where the page is empty.
+        ink = (PAPER - ops.cast(patches, self.compute_dtype)) / 64
+        patches = self.patch_projection(self.patch_intermediate(ink))
+        places = self.row_embedding(rows) + self.column_embedding(columns)
+        return ops.concatenate(
+            [self.question_embedding(question), patches + places], axis=1
+        )
+
+    def compute_output_shape(self, question_shape, patches_shape, *shapes):
+        return (question_shape[0], None, self.hidden_dim)
+
+    def get_config(self):
+        return {**super().get_config(), "hidden_dim": self.hidden_dim}
+
+
+@keras.saving.register_keras_serializable(package="pages")
+class PageBackbone(keras_hub.models.Backbone):
+    """An encoder of the question and the patches of a page.
+
+    Its inputs are a dict: `question`, int positions in LABELS `(batch_size,
+    q)`; `patches`, pixels from 0 to 255 `(batch_size, n, 256)`; their `rows`
+    and `columns` and the `padding_mask`, false at padding, `(batch_size, n)`.
+    It returns a state for each question and patch, `(batch_size, q + n,
+    hidden_dim)`.
+
+    Args:
+        num_layers, hidden_dim, num_heads, intermediate_dim: int, of the
+            blocks, whose heads share one key and one value.
+        dtype: optional dtype policy.
+        **kwargs: `name` and `trainable`.
+    """
+
+    def __init__(
+        self,
+        num_layers=6,
+        hidden_dim=192,
+        num_heads=3,
+        intermediate_dim=384,
+        dtype=None,
+        **kwargs,
+    ):
+        # === Layers ===
+        self.embedding = PageEmbedding(
+            hidden_dim, dtype=dtype, name="embedding"
+        )
+        self.transformer_layers = [
+            TransformerBlock(
+                num_heads,
+                intermediate_dim,
+                num_key_value_heads=1,
+                dtype=dtype,
+                name=f"layer_{index}",
+            )
+            for index in range(num_layers)
+        ]
+        self.final_norm = keras.layers.RMSNormalization(
+            dtype=dtype, name="final_norm"
+        )
+
+        # === Functional Model ===
+        inputs = {
+            name: keras.Input(shape, dtype=kind, name=name)
+            for name, shape, kind in (
+                ("question", (None,), "int32"),
+                ("patches", (None, PATCH_SIZE**2), "uint8"),
+                ("rows", (None,), "int32"),
+                ("columns", (None,), "int32"),
+                ("padding_mask", (None,), "bool"),
+            )
+        }
+        embedded = [inputs[name] for name in list(inputs)[:-1]]
+        outputs = self.embedding(*embedded)
+        mask = ops.concatenate(
+            [
+                ops.ones_like(inputs["question"], dtype="bool"),
+                inputs["padding_mask"],
+            ],
+            axis=1,
+        )
+        for layer in self.transformer_layers:
+            outputs = layer(outputs, padding_mask=mask)
+        outputs = self.final_norm(outputs)
+        super().__init__(inputs, outputs, dtype=dtype, **kwargs)
+
+        # === Config ===
+        self.num_layers = num_layers
+        self.hidden_dim = hidden_dim
+        self.num_heads = num_heads
+        self.intermediate_dim = intermediate_dim
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_layers": self.num_layers,
+            "hidden_dim": self.hidden_dim,
+            "num_heads": self.num_heads,
+            "intermediate_dim": self.intermediate_dim,
+        }
+
+
+# === Routing ===
+
+
+class GatedFeedforward(keras.layers.Layer):
+    """The feedforward network of a `TransformerBlock`, shared with it."""
+
+    def __init__(self, block):
+        super().__init__(dtype=block.dtype_policy, name="feedforward")
+        self.intermediate = block.intermediate
+        self.gate = block.gate
+        self.output_projection = block.output_projection
+        self.built = True
+
+    def call(self, inputs):
+        hidden = self.intermediate(inputs) * self.gate(inputs)
+        return self.output_projection(hidden)
+
+
+class PageBlock(EncoderBlock):
+    """A `TransformerBlock` of the backbone, for routed rows."""
+
+    def __init__(self, layer, parts, **kwargs):
+        super().__init__(layer, parts, **kwargs)
+        # What `keras_coda.analysis.flops` counts.
+        self.kernels = layer.kernels
+
+    def attend(self, routed, training=None):
+        return self.attention(
+            routed.queries,
+            routed.context,
+            attention_mask=routed.mask,
+            training=training,
+        )
+
+
+register_family(
+    Family(
+        backbone=PageBackbone,
+        parts=Parts(
+            attention="attention",
+            attention_norm="attention_norm",
+            feedforward_norm="feedforward_norm",
+            feedforward={"feedforward": GatedFeedforward},
+        ),
+        block_cls=PageBlock,
+        num_prefix_tokens=1,
+        pooled="question",
+    )
+)
+
+
+# === Models ===
+
+
+def make_reader(backbone):
+    """A model that answers the first question, with logits of VALUES."""
+    return _make_model(backbone, lambda states: states[:, 0])
+
+
+def make_trainer(reader, num_questions):
+    """One that answers several questions, with the weights of a reader."""
+    head = reader.get_layer("answer")
+    return _make_model(
+        backbone_of(reader), lambda states: states[:, :num_questions], head
+    )
+
+
+def backbone_of(reader):
+    return next(
+        layer
+        for layer in reader.layers
+        if isinstance(layer, keras_hub.models.Backbone)
+    )
+
+
+def _make_model(backbone, pool, head=None):
+    inputs = keras.tree.map_structure(
+        lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name),
+        backbone.input,
+    )
+    if head is None:
+        head = keras.layers.Dense(len(VALUES), dtype="float32", name="answer")
+    return keras.Model(inputs, head(pool(backbone(inputs))))
+
+
+# === Training ===
+
+
+def train(
+    reader, num_steps, seed, learning_rate=1e-3, verbose=2, **page_arguments
+):
+    """Trains a dense reader on pages that are new in every step.
+
+    Args:
+        reader: what `make_reader` returned.
+        num_steps: int.
+        seed: int. Of the pages.
+        learning_rate: float. Its peak.
+        verbose: of `keras.Model.fit`. Defaults to one line for each tenth.
+        **page_arguments: of `page_data.make_batch`.
+
+    Returns:
+        A list of the accuracies in training, of each tenth of the steps.
+    """
+    model = make_trainer(reader, page_arguments.get("num_questions", 1))
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0,
+        max(num_steps * 9 // 10, 1),
+        warmup_target=learning_rate,
+        warmup_steps=max(num_steps // 10, 1),
+    )
+    model.compile(
+        optimizer=keras.optimizers.AdamW(schedule, global_clipnorm=1.0),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    num_epochs = min(num_steps, 10)
+    history = model.fit(
+        PageBatches(num_steps // num_epochs, seed, **page_arguments),
+        epochs=num_epochs,
+        verbose=verbose,
+    )
+    return history.history["accuracy"]
