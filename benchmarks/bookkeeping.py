@@ -22,6 +22,7 @@ OTHER_ARGUMENTS = (
     "seeds",
     "no_speed",
     "num_rounds",
+    "minutes",
     "output",
     "quick",
 )

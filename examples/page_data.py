@@ -25,6 +25,8 @@ VALUES = (
     "mango night ocean piano queen river stone tiger uncle violet wheat young "
     "zebra amber cedar flint hazel maple pearl olive"
 ).split()
+# What a patch may show; nothing is the first.
+WORDS = ["", *LABELS, *VALUES]
 PATCH_SIZE = 16
 # Rows and columns of a page are multiples of this, so that it can be shrunk.
 STEP = 4
@@ -39,15 +41,15 @@ class Page(NamedTuple):
     Attributes:
         image: uint8 array of shape `(height, width)`, 0 is black.
         labels: list of the labels on it, as positions in LABELS.
-        values: list of the values beside them, as positions in VALUES.
-        is_text: bool array of shape `(rows, columns)`, the patches that hold
-            ink of a line.
+        values: list of the values beside them, as positions in WORDS.
+        lines: int array of shape `(rows, columns)`, the value on the line that
+            a patch shows a part of, as a position in WORDS.
     """
 
     image: np.ndarray
     labels: list
     values: list
-    is_text: np.ndarray
+    lines: np.ndarray
 
 
 @functools.cache
@@ -114,68 +116,70 @@ def make_page(rng, num_patches, num_lines=MAX_LINES):
         image[top : top + size[0], left : left + size[1]] = cut_out(
             photographs, *size, rng
         )
-    page = Page(image, [], [], np.zeros((rows, columns), bool))
+    page = Page(image, [], [], np.zeros((rows, columns), "int32"))
     labels = rng.permutation(len(LABELS))[:num_lines]
     # As on a form: a line is as high as a patch, or a little less.
     for label, row in zip(labels, rng.permutation(rows)[:num_lines]):
-        value = rng.integers(len(VALUES))
+        value = rng.integers(len(WORDS) - len(VALUES), len(WORDS))
         top = row * PATCH_SIZE + rng.integers(PATCH_SIZE - LINE_HEIGHT + 1)
-        write_line(page, rng, LABELS[label], VALUES[value], top)
+        write_line(page, rng, [1 + label, value], top)
         page.labels.append(int(label))
         page.values.append(int(value))
     return page
 
 
-def write_line(page, rng, label, value, top):
-    words = draw_word(label), draw_word(value)
-    width = sum(word.shape[1] for word in words)
+def write_line(page, rng, words, top):
+    """Writes label and value, positions in WORDS, and notes where."""
+    drawn = [draw_word(WORDS[word]) for word in words]
+    width = sum(ink.shape[1] for ink in drawn)
     room = page.image.shape[1] - width
     gap = rng.integers(6, min(room, 40) + 1)
     left = rng.integers(room - gap + 1)
     bottom = top + LINE_HEIGHT
     # Paper behind the line, where a photograph is.
     page.image[top:bottom, left : left + width + gap] = PAPER
-    for word in words:
-        right = left + word.shape[1]
-        page.image[top:bottom, left:right] = PAPER * (1 - 0.9 * word)
-        page.is_text[
-            top // PATCH_SIZE, left // PATCH_SIZE : -(-right // PATCH_SIZE)
-        ] = True
+    for ink in drawn:
+        right = left + ink.shape[1]
+        page.image[top:bottom, left:right] = PAPER * (1 - 0.9 * ink)
+        columns = slice(left // PATCH_SIZE, -(-right // PATCH_SIZE))
+        page.lines[top // PATCH_SIZE, columns] = words[1]
         left = right + gap
 
 
-def shrink(image, factor):
-    """An image of which each pixel is the mean of `factor` x `factor`."""
-    height, width = image.shape
-    shape = height // factor, factor, width // factor, factor
-    return image.reshape(shape).mean(axis=(1, 3)).astype("uint8")
+def shrink(page, factor):
+    """A page of which each pixel is the mean of `factor` x `factor`."""
+    if factor == 1:
+        return page
+    return page._replace(
+        image=_tiles(page.image, factor).mean(axis=(1, 3)).astype("uint8"),
+        lines=_tiles(page.lines, factor).max(axis=(1, 3)),
+    )
+
+
+def _tiles(array, size):
+    height, width = array.shape
+    return array.reshape(height // size, size, width // size, size)
 
 
 def cut_into_patches(image):
-    """Patches of shape `(rows, columns, 256)`."""
-    rows, columns = (size // PATCH_SIZE for size in image.shape)
-    patches = image.reshape(rows, PATCH_SIZE, columns, PATCH_SIZE)
-    return patches.swapaxes(1, 2).reshape(rows, columns, PATCH_SIZE**2)
-
-
-def contrast(patches):
-    """The standard deviation of the pixels of each patch."""
-    return patches.astype("float32").std(axis=-1)
+    """Patches of shape `(rows * columns, 256)`."""
+    tiles = _tiles(image, PATCH_SIZE).swapaxes(1, 2)
+    return tiles.reshape(-1, PATCH_SIZE**2)
 
 
 def choose_patches(page, patches, num_shown, rule, rng):
     """Positions of the patches to keep, in the order of the page.
 
     Args:
-        rule: `"text"`, all that hold text and others at random; `"random"`;
-            or `"contrast"`, those with the highest.
+        rule: `"text"`, all that show lines, and others at random; `"random"`;
+            or `"contrast"`, those whose pixels have the highest standard
+            deviation.
     """
-    size = page.is_text.size if rule == "text" else len(patches)
-    scores = rng.random(size)
+    scores = rng.random(len(patches))
     if rule == "text":
-        scores += page.is_text.ravel()
+        scores += page.lines.ravel() > 0
     elif rule == "contrast":
-        scores = contrast(patches)
+        scores = patches.std(axis=-1)
     return np.sort(np.argsort(-scores)[:num_shown])
 
 
@@ -183,7 +187,7 @@ def make_batch(
     rng,
     batch_size,
     num_patches,
-    num_lines=None,
+    num_lines=MAX_LINES,
     num_questions=1,
     num_shown=None,
     rule="text",
@@ -195,17 +199,19 @@ def make_batch(
         rng: a NumPy generator.
         batch_size: int. Number of pages.
         num_patches: int. The largest number of patches on a page.
-        num_lines: optional int. Lines on a page. Defaults to a random number,
-            but at least one for each question.
-        num_questions: int. Questions asked about a page.
+        num_lines: int from 1 to 4. Lines on a page. Defaults to 4.
+        num_questions: int. Questions asked about a page, at most `num_lines`.
+            Defaults to 1.
         num_shown: optional int. Patches of a page that are kept. Defaults to
             all.
         rule: which are kept, see `choose_patches`.
         shrunk: 1, 2 or 4. What the sides of a page are divided by.
 
     Returns:
-        A tuple of a dict with the inputs of a `PageBackbone`, and the answers,
-        an int32 array of shape `(batch_size, num_questions)`.
+        A tuple of a dict with the inputs of a `PageBackbone`, and a dict of
+        `answers`, `(batch_size, num_questions)`, and of the value of the line
+        that a patch shows, `lines` `(batch_size, n)`, 0 where it shows none;
+        both as positions in WORDS.
     """
     length = num_shown or num_patches // shrunk**2
     inputs = {
@@ -215,39 +221,45 @@ def make_batch(
         "columns": np.zeros((batch_size, length), "int32"),
         "padding_mask": np.zeros((batch_size, length), "bool"),
     }
-    answers = np.zeros((batch_size, num_questions), "int32")
+    targets = {
+        "answers": np.zeros((batch_size, num_questions), "int32"),
+        "lines": np.zeros((batch_size, length), "int32"),
+    }
+    # Of its own, so that the pages are the same whatever is kept.
+    choice_rng = rng.spawn(1)[0]
     for index in range(batch_size):
-        lines = num_lines or rng.integers(num_questions, MAX_LINES + 1)
-        page = make_page(rng, num_patches, lines)
-        asked = rng.permutation(lines)[:num_questions]
-        inputs["question"][index] = np.array(page.labels)[asked]
-        answers[index] = np.array(page.values)[asked]
-        image = page.image if shrunk == 1 else shrink(page.image, shrunk)
-        patches = cut_into_patches(image)
-        columns = patches.shape[1]
-        patches = patches.reshape(-1, PATCH_SIZE**2)
+        page = shrink(make_page(rng, num_patches, num_lines), shrunk)
+        # The order of the lines is random.
+        inputs["question"][index] = page.labels[:num_questions]
+        targets["answers"][index] = page.values[:num_questions]
+        patches = cut_into_patches(page.image)
         kept = np.arange(len(patches))
         if num_shown is not None:
-            kept = choose_patches(page, patches, num_shown, rule, rng)
-        inputs["patches"][index, : len(kept)] = patches[kept]
-        inputs["rows"][index, : len(kept)] = kept // columns
-        inputs["columns"][index, : len(kept)] = kept % columns
-        inputs["padding_mask"][index, : len(kept)] = True
-    return inputs, answers
+            kept = choose_patches(page, patches, num_shown, rule, choice_rng)
+        places = np.unravel_index(kept, page.lines.shape)
+        shown = index, slice(len(kept))
+        inputs["patches"][shown] = patches[kept]
+        inputs["rows"][shown], inputs["columns"][shown] = places
+        inputs["padding_mask"][shown] = True
+        targets["lines"][shown] = page.lines[places]
+    return inputs, targets
 
 
 class PageBatches(keras.utils.PyDataset):
-    """New pages in every step.
+    """Pages that are new in every step and epoch.
 
     Args:
         num_batches: int.
         seed: int.
+        to_batch: function of what `make_batch` returns that returns a batch
+            for Keras. Defaults to that itself.
         **arguments: of `make_batch`.
     """
 
-    def __init__(self, num_batches, seed, **arguments):
+    def __init__(self, num_batches, seed, to_batch=None, **arguments):
         super().__init__(workers=8, max_queue_size=24)
         self.length, self.seed, self.epoch = num_batches, seed, 0
+        self.to_batch = to_batch or (lambda *parts: parts)
         self.arguments = arguments
         # Before several threads want them.
         textures()
@@ -260,4 +272,4 @@ class PageBatches(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         rng = np.random.default_rng((self.seed, self.epoch, index))
-        return make_batch(rng, **self.arguments)
+        return self.to_batch(*make_batch(rng, **self.arguments))

@@ -11,11 +11,12 @@ answer is read from that token.
 
 import keras
 import keras_hub
+import numpy as np
 from keras import ops
 from page_data import LABELS
 from page_data import PAPER
 from page_data import PATCH_SIZE
-from page_data import VALUES
+from page_data import WORDS
 from page_data import PageBatches
 
 from keras_coda.conversion import EncoderBlock
@@ -26,6 +27,18 @@ from keras_coda.layers import TransformerBlock
 
 # At most so many rows, and so many columns.
 MAX_SIZE = 96
+
+
+def waves(shape, dtype=None):
+    """Random waves over positions: close ones have similar embeddings."""
+    size, dim = shape
+    rng = keras.random.SeedGenerator()
+    frequencies = keras.random.uniform((dim,), 0.0, 1.0, seed=rng) ** 2
+    phases = keras.random.uniform((dim,), 0.0, 2 * np.pi, seed=rng)
+    positions = ops.arange(size, dtype="float32")[:, None]
+    return ops.cast(
+        0.5 * ops.sin(2 * positions * frequencies + phases), dtype
+    )
 
 
 @keras.saving.register_keras_serializable(package="pages")
@@ -41,8 +54,8 @@ class PageEmbedding(keras.layers.Layer):
         super().__init__(**kwargs)
         self.hidden_dim = hidden_dim
         self.question_embedding = self._embedding(len(LABELS), "questions")
-        self.row_embedding = self._embedding(MAX_SIZE, "rows")
-        self.column_embedding = self._embedding(MAX_SIZE, "columns")
+        self.row_embedding = self._embedding(MAX_SIZE, "rows", waves)
+        self.column_embedding = self._embedding(MAX_SIZE, "columns", waves)
         # Two layers, so that a router of the first block, which is linear, can
         # tell text from photographs.
         self.patch_intermediate = keras.layers.Dense(
@@ -52,11 +65,11 @@ class PageEmbedding(keras.layers.Layer):
             hidden_dim, dtype=self.dtype_policy
         )
 
-    def _embedding(self, size, name):
+    def _embedding(self, size, name, initializer="uniform"):
         return keras.layers.Embedding(
             size,
             self.hidden_dim,
-            embeddings_initializer=keras.initializers.RandomNormal(0, 0.5),
+            embeddings_initializer=initializer,
             dtype=self.dtype_policy,
             name=name,
         )
@@ -227,16 +240,30 @@ register_family(
 
 
 def make_reader(backbone):
-    """A model that answers the first question, with logits of VALUES."""
-    return _make_model(backbone, lambda states: states[:, 0])
+    """A model that answers the first question, with logits of WORDS."""
+    head = keras.layers.Dense(len(WORDS), dtype="float32", name="word")
+    return _model_around(backbone, lambda states: head(states[:, 0]))
 
 
 def make_trainer(reader, num_questions):
-    """One that answers several questions, with the weights of a reader."""
-    head = reader.get_layer("answer")
-    return _make_model(
-        backbone_of(reader), lambda states: states[:, :num_questions], head
-    )
+    """One with the weights of a reader that answers several questions.
+
+    It also says for each patch which value is on the line that the patch shows.
+    Without this hint it takes long to learn what a word looks like, and that
+    labels belong to what is beside them.
+    """
+    head = reader.get_layer("word")
+    answers = keras.layers.Identity(name="answers", dtype="float32")
+    lines = keras.layers.Identity(name="lines", dtype="float32")
+
+    def read(states):
+        logits = head(states)
+        return {
+            "answers": answers(logits[:, :num_questions]),
+            "lines": lines(logits[:, num_questions:]),
+        }
+
+    return _model_around(backbone_of(reader), read)
 
 
 def backbone_of(reader):
@@ -247,14 +274,12 @@ def backbone_of(reader):
     )
 
 
-def _make_model(backbone, pool, head=None):
+def _model_around(backbone, read):
     inputs = keras.tree.map_structure(
         lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name),
         backbone.input,
     )
-    if head is None:
-        head = keras.layers.Dense(len(VALUES), dtype="float32", name="answer")
-    return keras.Model(inputs, head(pool(backbone(inputs))))
+    return keras.Model(inputs, read(backbone(inputs)))
 
 
 # === Training ===
@@ -270,28 +295,49 @@ def train(
         num_steps: int.
         seed: int. Of the pages.
         learning_rate: float. Its peak.
-        verbose: of `keras.Model.fit`. Defaults to one line for each tenth.
+        verbose: of `keras.Model.fit`. Defaults to a line for each tenth.
         **page_arguments: of `page_data.make_batch`.
 
     Returns:
-        A list of the accuracies in training, of each tenth of the steps.
+        A list of the accuracies of answers in training, of each tenth.
     """
     model = make_trainer(reader, page_arguments.get("num_questions", 1))
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0,
-        max(num_steps * 9 // 10, 1),
-        warmup_target=learning_rate,
-        warmup_steps=max(num_steps // 10, 1),
-    )
     model.compile(
-        optimizer=keras.optimizers.AdamW(schedule, global_clipnorm=1.0),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
+        optimizer=make_optimizer(learning_rate, num_steps),
+        loss=keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, reduction="mean_with_sample_weight"
+        ),
+        weighted_metrics={"answers": ["accuracy"], "lines": ["accuracy"]},
     )
     num_epochs = min(num_steps, 10)
     history = model.fit(
-        PageBatches(num_steps // num_epochs, seed, **page_arguments),
+        PageBatches(
+            num_steps // num_epochs, seed, with_weights, **page_arguments
+        ),
         epochs=num_epochs,
         verbose=verbose,
     )
-    return history.history["accuracy"]
+    return history.history["answers_accuracy"]
+
+
+def with_weights(inputs, targets):
+    """A batch in which patches without a line count little."""
+    weights = {
+        "answers": np.ones(targets["answers"].shape, "float32"),
+        "lines": np.where(targets["lines"] > 0, 1.0, 0.02).astype("float32"),
+    }
+    return inputs, targets, weights
+
+
+def make_optimizer(learning_rate, num_steps):
+    """AdamW with a tenth of the steps to warm up, then cosine decay."""
+    num_warmup = max(num_steps // 10, 1)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0,
+        max(num_steps - num_warmup, 1),
+        warmup_target=learning_rate,
+        warmup_steps=num_warmup,
+    )
+    return keras.optimizers.AdamW(
+        schedule, weight_decay=0.0, global_clipnorm=1.0
+    )
