@@ -18,7 +18,8 @@ The validation part has other pages than the test part, and neither is trained
 on. Speed is that of a batch of `--timed-batch` pages, dense = 1. Seeds are of
 what follows the training of the dense model. Writes pages.json, .md and .png,
 and pages-routed.png, a page with the patches that some blocks computed;
-finished runs are written at once. After `--minutes` no further run starts.
+finished runs are written at once. After `--minutes` no further run starts;
+with `--minutes 0` speed is measured alone.
 """
 
 import argparse
@@ -142,15 +143,15 @@ def parse_arguments():
     add("--num-patches", type=int, default=4096)
     add(
         "--stages",
-        default="1:128:64:800,2:128:64:1500,4:256:64:2500,4:0:8:300",
-        help="of the dense model, lines:patches:pages:steps; 0 patches are "
+        default="words:128:64:1000,lines:128:64:2500,lines:0:8:500",
+        help="of the dense model, hint:patches:pages:steps; 0 patches are "
         "all; default: %(default)s",
     )
     add("--first-learning-rate", type=float, default=1e-3, help="of them")
     add("--num-layers", type=int, default=6)
     add("--hidden-dim", type=int, default=192)
     add("--unlabelled-size", type=int, default=64, help="for calibration")
-    add("--align-steps", type=int, default=300)
+    add("--align-steps", type=int, default=200)
     add("--fine-tune-steps", type=int, default=600)
     add("--learning-rate", type=float, default=1e-3, help="of both")
     add("--batch-size", type=int, default=8)
@@ -166,8 +167,8 @@ def parse_arguments():
         parser,
         rows="dense,r4,shrunk2,contrast4,k_to_k4_aligned",
         seeds="0",
-        num_patches=256,
-        stages="1:16:2:1,2:0:2:1",
+        num_patches=64,
+        stages="words:40:2:1,lines:0:2:1",
         num_layers=2,
         hidden_dim=64,
         unlabelled_size=4,
@@ -191,36 +192,49 @@ def make_reader(arguments):
             hidden_dim=hidden_dim,
             num_heads=hidden_dim // 64,
             intermediate_dim=2 * hidden_dim,
+            # Weights are kept by their paths, which begin with it.
+            name="pages",
         )
     )
 
 
 def train_reader(arguments):
-    """A dense model that reads whole pages."""
+    """A dense model that reads whole pages, and notes of its training."""
     keras.utils.set_random_seed(0)
     reader = make_reader(arguments)
-    path = arguments.output / "first_stages" / f"{name_of(arguments)}.npz"
+    weights = {weight.path: weight for weight in reader.weights}
+    notes = {}
+    for index, stage in enumerate(arguments.stages.split(",")):
+        notes[stage] = bookkeeping.keep(
+            first_stage(arguments, f"dense-{index}"),
+            weights,
+            lambda: train_stage(reader, stage, index, arguments),
+        )
+    return reader, notes
 
-    def train():
-        accuracies = []
-        for seed, stage in enumerate(arguments.stages.split(",")):
-            lines, shown, batch_size, num_steps = map(int, stage.split(":"))
-            print(f"{lines} lines, {shown or 'all'} patches")
-            accuracies += page_reader.train(
-                reader,
-                num_steps,
-                seed,
-                learning_rate=arguments.first_learning_rate,
-                num_patches=arguments.num_patches,
-                batch_size=batch_size,
-                num_lines=lines,
-                num_questions=lines,
-                num_shown=shown or None,
-            )
-        return {"accuracies": accuracies}
 
-    bookkeeping.keep(path, {w.path: w for w in reader.weights}, train)
-    return reader
+def train_stage(reader, stage, seed, arguments):
+    print(stage)
+    hint, *numbers = stage.split(":")
+    num_shown, batch_size, num_steps = map(int, numbers)
+    accuracies = page_reader.train(
+        reader,
+        num_steps,
+        seed,
+        learning_rate=arguments.first_learning_rate,
+        num_patches=arguments.num_patches,
+        batch_size=batch_size,
+        num_questions=page_data.MAX_LINES,
+        num_shown=num_shown or None,
+        hint=hint,
+    )
+    return {"accuracies": accuracies}
+
+
+def first_stage(arguments, name):
+    """Where weights are kept."""
+    folder = arguments.output / "first_stages" / name_of(arguments)
+    return folder / f"{name}.npz"
 
 
 def name_of(arguments):
@@ -234,13 +248,12 @@ class Runner:
     """Does the runs.
 
     Args:
-        dense: the dense model.
         arguments: of the command line.
     """
 
-    def __init__(self, dense, arguments):
-        self.dense, self.arguments = dense, arguments
-        self.folder = arguments.output / "first_stages" / name_of(arguments)
+    def __init__(self, arguments):
+        self.arguments = arguments
+        self.dense, self.notes = train_reader(arguments)
 
     def run(self, name, seed):
         keras.utils.set_random_seed(seed)
@@ -267,7 +280,7 @@ class Runner:
             coda, notes = self.calibrated(row, seed)
             if row.is_aligned:
                 notes |= bookkeeping.keep(
-                    self.folder / f"{name}-{seed}.npz",
+                    first_stage(self.arguments, f"{name}-{seed}"),
                     trained_weights(coda),
                     lambda: self.align(coda, seed),
                 )
@@ -276,12 +289,12 @@ class Runner:
             reader = make_reader(self.arguments)
             reader.set_weights(self.dense.get_weights())
             notes = bookkeeping.keep(
-                self.folder / f"{name}-{seed}.npz",
+                first_stage(self.arguments, f"{name}-{seed}"),
                 {w.path: w for w in reader.weights},
                 lambda: self.fine_tune(reader, row, seed),
             )
             return reader, notes
-        return self.dense, {}
+        return self.dense, {"first_stage": self.notes}
 
     def pages(self, seed, size, row=ROWS["dense"], **arguments):
         batch_size = self.arguments.batch_size
@@ -305,7 +318,7 @@ class Runner:
         coda = self.convert(row)
         # With `k_to_all` what is fitted does not depend on the factor.
         factor = row.factor if row.attention == "k_to_k" else "any"
-        path = self.folder / f"{row.attention}-{factor}-{seed}.npz"
+        path = first_stage(self.arguments, f"{row.attention}-{factor}-{seed}")
 
         def calibrate():
             size = self.arguments.unlabelled_size
@@ -372,9 +385,7 @@ def measure_speeds(results, runner):
             arguments.timed_batch,
             num_patches=arguments.num_patches,
             num_shown=(
-                None
-                if row.attention
-                else arguments.num_patches // row.factor
+                None if row.attention else arguments.num_patches // row.factor
             ),
         )
         model = runner.convert(row) if row.attention else runner.dense
@@ -382,9 +393,7 @@ def measure_speeds(results, runner):
     seconds = timing.interleave(calls, arguments.num_rounds, num_warmup=2)
     dense = seconds[ROWS["dense"].architecture]
     print({key: f"{1000 * value:.1f} ms" for key, value in seconds.items()})
-    results.add(
-        speedups={key: dense / value for key, value in seconds.items()}
-    )
+    results.add(speedups={key: dense / value for key, value in seconds.items()})
 
 
 # === Results ===
@@ -508,7 +517,7 @@ def main():
     keras.config.disable_flash_attention()
     path = arguments.output / f"{name_of(arguments)}.json"
     results = bookkeeping.Results(path, bookkeeping.setup(arguments))
-    runner = Runner(train_reader(arguments), arguments)
+    runner = Runner(arguments)
     if not arguments.no_speed and not results.speedups:
         measure_speeds(results, runner)
     experiments = [

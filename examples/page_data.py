@@ -42,14 +42,15 @@ class Page(NamedTuple):
         image: uint8 array of shape `(height, width)`, 0 is black.
         labels: list of the labels on it, as positions in LABELS.
         values: list of the values beside them, as positions in WORDS.
-        lines: int array of shape `(rows, columns)`, the value on the line that
-            a patch shows a part of, as a position in WORDS.
+        hints: dict of int arrays of shape `(rows, columns)`, 0 where a patch
+            shows no line: `"words"`, the word that it shows a part of, and
+            `"lines"`, the value on its line, as positions in WORDS.
     """
 
     image: np.ndarray
     labels: list
     values: list
-    lines: np.ndarray
+    hints: dict
 
 
 @functools.cache
@@ -116,7 +117,10 @@ def make_page(rng, num_patches, num_lines=MAX_LINES):
         image[top : top + size[0], left : left + size[1]] = cut_out(
             photographs, *size, rng
         )
-    page = Page(image, [], [], np.zeros((rows, columns), "int32"))
+    hints = {
+        name: np.zeros((rows, columns), "int32") for name in ("words", "lines")
+    }
+    page = Page(image, [], [], hints)
     labels = rng.permutation(len(LABELS))[:num_lines]
     # As on a form: a line is as high as a patch, or a little less.
     for label, row in zip(labels, rng.permutation(rows)[:num_lines]):
@@ -138,11 +142,12 @@ def write_line(page, rng, words, top):
     bottom = top + LINE_HEIGHT
     # Paper behind the line, where a photograph is.
     page.image[top:bottom, left : left + width + gap] = PAPER
-    for ink in drawn:
+    for word, ink in zip(words, drawn):
         right = left + ink.shape[1]
         page.image[top:bottom, left:right] = PAPER * (1 - 0.9 * ink)
         columns = slice(left // PATCH_SIZE, -(-right // PATCH_SIZE))
-        page.lines[top // PATCH_SIZE, columns] = words[1]
+        page.hints["words"][top // PATCH_SIZE, columns] = word
+        page.hints["lines"][top // PATCH_SIZE, columns] = words[1]
         left = right + gap
 
 
@@ -152,7 +157,10 @@ def shrink(page, factor):
         return page
     return page._replace(
         image=_tiles(page.image, factor).mean(axis=(1, 3)).astype("uint8"),
-        lines=_tiles(page.lines, factor).max(axis=(1, 3)),
+        hints={
+            name: _tiles(hint, factor).max(axis=(1, 3))
+            for name, hint in page.hints.items()
+        },
     )
 
 
@@ -161,26 +169,32 @@ def _tiles(array, size):
     return array.reshape(height // size, size, width // size, size)
 
 
-def cut_into_patches(image):
-    """Patches of shape `(rows * columns, 256)`."""
-    tiles = _tiles(image, PATCH_SIZE).swapaxes(1, 2)
-    return tiles.reshape(-1, PATCH_SIZE**2)
+def cut_out_patches(image, places):
+    """Patches of shape `(k, 256)` at `places`, a pair of rows and columns."""
+    rows, columns = places
+    patches = _tiles(image, PATCH_SIZE)[rows, :, columns]
+    return patches.reshape(-1, PATCH_SIZE**2)
 
 
-def choose_patches(page, patches, num_shown, rule, rng):
-    """Positions of the patches to keep, in the order of the page.
+def choose_patches(page, num_shown, rule, rng):
+    """The rows and columns of patches to keep, in the order of the page.
 
     Args:
+        page: a `Page`.
+        num_shown: optional int. How many. Defaults to all.
         rule: `"text"`, all that show lines, and others at random; `"random"`;
             or `"contrast"`, those whose pixels have the highest standard
             deviation.
+        rng: a NumPy generator.
     """
-    scores = rng.random(len(patches))
-    if rule == "text":
-        scores += page.lines.ravel() > 0
-    elif rule == "contrast":
-        scores = patches.std(axis=-1)
-    return np.sort(np.argsort(-scores)[:num_shown])
+    if rule == "contrast":
+        scores = _tiles(page.image, PATCH_SIZE).std(axis=(1, 3))
+    else:
+        is_text = page.hints["words"] > 0
+        scores = rng.random(is_text.shape, "float32")
+        scores += (rule == "text") * is_text
+    best = np.sort(np.argsort(-scores, axis=None)[:num_shown])
+    return np.unravel_index(best, scores.shape)
 
 
 def make_batch(
@@ -192,6 +206,7 @@ def make_batch(
     num_shown=None,
     rule="text",
     shrunk=1,
+    hint="lines",
 ):
     """Makes pages, with questions and answers.
 
@@ -206,12 +221,12 @@ def make_batch(
             all.
         rule: which are kept, see `choose_patches`.
         shrunk: 1, 2 or 4. What the sides of a page are divided by.
+        hint: `"words"` or `"lines"`, of a `Page`.
 
     Returns:
         A tuple of a dict with the inputs of a `PageBackbone`, and a dict of
-        `answers`, `(batch_size, num_questions)`, and of the value of the line
-        that a patch shows, `lines` `(batch_size, n)`, 0 where it shows none;
-        both as positions in WORDS.
+        `answers`, `(batch_size, num_questions)`, and `hints`, `(batch_size,
+        n)`, as positions in WORDS.
     """
     length = num_shown or num_patches // shrunk**2
     inputs = {
@@ -223,7 +238,7 @@ def make_batch(
     }
     targets = {
         "answers": np.zeros((batch_size, num_questions), "int32"),
-        "lines": np.zeros((batch_size, length), "int32"),
+        "hints": np.zeros((batch_size, length), "int32"),
     }
     # Of its own, so that the pages are the same whatever is kept.
     choice_rng = rng.spawn(1)[0]
@@ -232,16 +247,12 @@ def make_batch(
         # The order of the lines is random.
         inputs["question"][index] = page.labels[:num_questions]
         targets["answers"][index] = page.values[:num_questions]
-        patches = cut_into_patches(page.image)
-        kept = np.arange(len(patches))
-        if num_shown is not None:
-            kept = choose_patches(page, patches, num_shown, rule, choice_rng)
-        places = np.unravel_index(kept, page.lines.shape)
-        shown = index, slice(len(kept))
-        inputs["patches"][shown] = patches[kept]
+        places = choose_patches(page, num_shown, rule, choice_rng)
+        shown = index, slice(len(places[0]))
+        inputs["patches"][shown] = cut_out_patches(page.image, places)
         inputs["rows"][shown], inputs["columns"][shown] = places
         inputs["padding_mask"][shown] = True
-        targets["lines"][shown] = page.lines[places]
+        targets["hints"][shown] = page.hints[hint][places]
     return inputs, targets
 
 

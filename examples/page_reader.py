@@ -36,9 +36,7 @@ def waves(shape, dtype=None):
     frequencies = keras.random.uniform((dim,), 0.0, 1.0, seed=rng) ** 2
     phases = keras.random.uniform((dim,), 0.0, 2 * np.pi, seed=rng)
     positions = ops.arange(size, dtype="float32")[:, None]
-    return ops.cast(
-        0.5 * ops.sin(2 * positions * frequencies + phases), dtype
-    )
+    return ops.cast(0.5 * ops.sin(2 * positions * frequencies + phases), dtype)
 
 
 @keras.saving.register_keras_serializable(package="pages")
@@ -59,10 +57,13 @@ class PageEmbedding(keras.layers.Layer):
         # Two layers, so that a router of the first block, which is linear, can
         # tell text from photographs.
         self.patch_intermediate = keras.layers.Dense(
-            hidden_dim, activation="gelu", dtype=self.dtype_policy
+            hidden_dim,
+            activation="gelu",
+            dtype=self.dtype_policy,
+            name="patch_intermediate",
         )
         self.patch_projection = keras.layers.Dense(
-            hidden_dim, dtype=self.dtype_policy
+            hidden_dim, dtype=self.dtype_policy, name="patch_projection"
         )
 
     def _embedding(self, size, name, initializer="uniform"):
@@ -248,19 +249,18 @@ def make_reader(backbone):
 def make_trainer(reader, num_questions):
     """One with the weights of a reader that answers several questions.
 
-    It also says for each patch which value is on the line that the patch shows.
-    Without this hint it takes long to learn what a word looks like, and that
-    labels belong to what is beside them.
+    It also answers for each patch what hints say. Without them it takes long to
+    learn what a word looks like, and that a label belongs to what is beside it.
     """
     head = reader.get_layer("word")
     answers = keras.layers.Identity(name="answers", dtype="float32")
-    lines = keras.layers.Identity(name="lines", dtype="float32")
+    hints = keras.layers.Identity(name="hints", dtype="float32")
 
     def read(states):
         logits = head(states)
         return {
             "answers": answers(logits[:, :num_questions]),
-            "lines": lines(logits[:, num_questions:]),
+            "hints": hints(logits[:, num_questions:]),
         }
 
     return _model_around(backbone_of(reader), read)
@@ -307,7 +307,7 @@ def train(
         loss=keras.losses.SparseCategoricalCrossentropy(
             from_logits=True, reduction="mean_with_sample_weight"
         ),
-        weighted_metrics={"answers": ["accuracy"], "lines": ["accuracy"]},
+        weighted_metrics={"answers": ["accuracy"], "hints": ["accuracy"]},
     )
     num_epochs = min(num_steps, 10)
     history = model.fit(
@@ -324,7 +324,7 @@ def with_weights(inputs, targets):
     """A batch in which patches without a line count little."""
     weights = {
         "answers": np.ones(targets["answers"].shape, "float32"),
-        "lines": np.where(targets["lines"] > 0, 1.0, 0.02).astype("float32"),
+        "hints": np.where(targets["hints"] > 0, 1.0, 0.02).astype("float32"),
     }
     return inputs, targets, weights
 
