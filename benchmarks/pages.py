@@ -143,8 +143,9 @@ def parse_arguments():
     add("--num-patches", type=int, default=4096)
     add(
         "--stages",
-        default="words:128:64:1000,lines:128:64:2500,lines:0:8:500",
-        help="of the dense model, hint:patches:pages:steps; 0 patches are "
+        default="words:4096:128:64:800,lines:256:128:64:800,"
+        "lines:4096:128:64:1500,lines:1024:0:32:250,lines:4096:0:8:400",
+        help="of the dense model, hint:patches:kept:pages:steps, where 0 keeps "
         "all; default: %(default)s",
     )
     add("--first-learning-rate", type=float, default=1e-3, help="of them")
@@ -168,7 +169,7 @@ def parse_arguments():
         rows="dense,r4,shrunk2,contrast4,k_to_k4_aligned",
         seeds="0",
         num_patches=64,
-        stages="words:40:2:1,lines:0:2:1",
+        stages="words:64:40:2:1,lines:64:0:2:1",
         num_layers=2,
         hidden_dim=64,
         unlabelled_size=4,
@@ -216,13 +217,13 @@ def train_reader(arguments):
 def train_stage(reader, stage, seed, arguments):
     print(stage)
     hint, *numbers = stage.split(":")
-    num_shown, batch_size, num_steps = map(int, numbers)
+    num_patches, num_shown, batch_size, num_steps = map(int, numbers)
     accuracies = page_reader.train(
         reader,
         num_steps,
         seed,
         learning_rate=arguments.first_learning_rate,
-        num_patches=arguments.num_patches,
+        num_patches=num_patches,
         batch_size=batch_size,
         num_questions=page_data.MAX_LINES,
         num_shown=num_shown or None,

@@ -76,10 +76,14 @@ def test_kept_patches_are_of_the_same_pages(rule):
     np.testing.assert_array_equal(kept_targets["answers"], targets["answers"])
     assert kept["padding_mask"].all()
     for index in range(3):
+        real = inputs["padding_mask"][index]
         patches = {
             (row, column): patch
             for row, column, patch in zip(
-                *(inputs[key][index] for key in ("rows", "columns", "patches"))
+                *(
+                    inputs[name][index][real]
+                    for name in ("rows", "columns", "patches")
+                )
             )
         }
         places = list(zip(kept["rows"][index], kept["columns"][index]))
