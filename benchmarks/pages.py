@@ -144,7 +144,7 @@ def parse_arguments():
     add(
         "--stages",
         default="words:4096:128:64:800,lines:256:128:64:800,"
-        "lines:4096:128:64:1500,lines:1024:0:32:250,lines:4096:0:8:400",
+        "lines:4096:128:64:1500,lines:1024:0:32:250,lines:4096:0:4:500",
         help="of the dense model, hint:patches:kept:pages:steps, where 0 keeps "
         "all; default: %(default)s",
     )
