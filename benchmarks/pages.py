@@ -143,8 +143,8 @@ def parse_arguments():
     add("--num-patches", type=int, default=4096)
     add(
         "--stages",
-        default="words:4096:128:64:800,lines:256:128:64:800,"
-        "lines:4096:128:64:1500,lines:1024:0:32:250,lines:4096:0:4:500",
+        default="words:4096:128:64:800,lines:4096:128:64:2000,"
+        "lines:1024:0:32:250,lines:4096:0:4:500",
         help="of the dense model, hint:patches:kept:pages:steps, where 0 keeps "
         "all; default: %(default)s",
     )
