@@ -54,9 +54,9 @@ class Row(NamedTuple):
     """One way to read a page.
 
     Attributes:
-        text: what the table calls it.
-        family: rows that are one line in the figure.
-        factor: optional. How many times fewer patches are computed, or kept.
+        text: what table and figure call it; a line in the figure is of rows
+            that are called alike.
+        factor: how many times fewer patches are computed, or kept.
         attention: optional, of a converted model.
         is_aligned: whether what was calibrated is trained.
         rule: optional. Which patches are kept, see `choose_patches`.
@@ -64,7 +64,6 @@ class Row(NamedTuple):
     """
 
     text: str
-    family: str
     factor: int = 1
     attention: str | None = None
     is_aligned: bool = False
@@ -96,35 +95,24 @@ class Row(NamedTuple):
 
 
 def make_rows():
-    rows = {"dense": Row("dense", "dense")}
+    rows = {"dense": Row("dense")}
     for factor in FACTORS:
-        rows[f"r{factor}"] = Row(
-            f"r = {factor}", "k_to_all", factor, "k_to_all"
-        )
+        rows[f"r{factor}"] = Row("k_to_all, calibrated", factor, "k_to_all")
     for shrunk in (2, 4):
         rows[f"shrunk{shrunk}"] = Row(
-            f"page at 1/{shrunk} of its resolution, fine-tuned",
-            "lower resolution, fine-tuned",
-            shrunk**2,
-            shrunk=shrunk,
+            "dense, page shrunk, fine-tuned", shrunk**2, shrunk=shrunk
         )
-    for rule in ("contrast", "random"):
+    for rule, text in (
+        ("contrast", "dense, patches of high contrast"),
+        ("random", "dense, patches at random"),
+    ):
         for factor in FACTORS:
-            rows[f"{rule}{factor}"] = Row(
-                f"n / {factor} patches, {rule}",
-                f"dense, fewer patches: {rule}",
-                factor,
-                rule=rule,
-            )
+            rows[f"{rule}{factor}"] = Row(text, factor, rule=rule)
     for attention in ATTENTIONS:
         # The extremes first, for when the time is short.
         for factor in (32, 8, 4, 16):
             rows[f"{attention}{factor}_aligned"] = Row(
-                f"r = {factor}, {attention}, aligned",
-                f"{attention}, aligned",
-                factor,
-                attention,
-                is_aligned=True,
+                f"{attention}, aligned", factor, attention, is_aligned=True
             )
     return rows
 
@@ -435,7 +423,7 @@ def plot(records, path):
     """Accuracy against r, and against speed."""
     from matplotlib.figure import Figure
 
-    families = {row.text: row.family for row in ROWS.values()}
+    names = list(dict.fromkeys(record["model"] for record in records))
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, x, label in zip(
@@ -443,11 +431,11 @@ def plot(records, path):
         ("r", "speedup"),
         ("patches of the page / patches computed", "speed, dense = 1"),
     ):
-        for index, family in enumerate(dict.fromkeys(families.values())):
+        for index, name in enumerate(names):
             points = sorted(
                 (record[x], record["test"], record["error"] or 0)
                 for record in records
-                if families[record["model"]] == family and record[x]
+                if record["model"] == name and record[x]
             )
             if points:
                 axes.errorbar(
@@ -455,7 +443,7 @@ def plot(records, path):
                     capsize=2,
                     color=f"C{index}",
                     marker="osD^vPX"[index],
-                    label=family,
+                    label=name,
                 )
         axes.set_xscale("log", base=2)
         axes.set_xlabel(label)

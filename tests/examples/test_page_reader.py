@@ -8,6 +8,7 @@ import pytest
 
 import keras_coda
 from tests.backend_helpers import same_on_every_backend
+from tests.backend_helpers import slow_to_compile
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +16,7 @@ def reader():
     keras.utils.set_random_seed(0)
     return page_reader.make_reader(
         page_reader.PageBackbone(
-            num_layers=2, hidden_dim=32, num_heads=2, intermediate_dim=32
+            num_layers=1, hidden_dim=32, num_heads=2, intermediate_dim=32
         )
     )
 
@@ -130,6 +131,7 @@ def test_padding_changes_nothing(reader):
     )
 
 
+@slow_to_compile
 def test_routes_as_dense_at_1(reader):
     inputs, _ = make_batch(num_shown=40)
     inputs = with_padding(inputs)
@@ -147,6 +149,7 @@ def test_routes_as_dense_at_1(reader):
     assert keras_coda.analysis.flops(coda, 49).ratio > 1
 
 
+@slow_to_compile
 def test_trains(reader):
     accuracies = page_reader.train(
         reader,
