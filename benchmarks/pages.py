@@ -248,18 +248,15 @@ class Runner:
         keras.utils.set_random_seed(seed)
         row = ROWS[name]
         model, notes = self.make(name, seed)
-        model.compile(
-            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            metrics=["accuracy"],
-        )
+        batch_size = self.arguments.batch_size
         for split, pages_seed in SEEDS.items():
-            pages = self.pages(
+            notes[split] = page_reader.accuracy(
+                model,
+                max(self.arguments.evaluation_size // batch_size, 1),
                 pages_seed,
-                self.arguments.evaluation_size,
-                row,
-                to_batch=lambda inputs, targets: (inputs, targets["answers"]),
+                batch_size=batch_size,
+                **row.page_arguments(self.arguments.num_patches),
             )
-            _, notes[split] = model.evaluate(pages, verbose=0)
         return notes
 
     def make(self, name, seed):
@@ -285,14 +282,15 @@ class Runner:
             return reader, notes
         return self.dense, {"first_stage": self.notes}
 
-    def pages(self, seed, size, row=ROWS["dense"], **arguments):
+    def pages(self, seed, size, to_batch):
+        """Whole pages, without answers."""
         batch_size = self.arguments.batch_size
         return page_data.PageBatches(
             max(size // batch_size, 1),
             seed,
+            to_batch,
             batch_size=batch_size,
-            **row.page_arguments(self.arguments.num_patches),
-            **arguments,
+            num_patches=self.arguments.num_patches,
         )
 
     def convert(self, row):
@@ -311,9 +309,7 @@ class Runner:
 
         def calibrate():
             size = self.arguments.unlabelled_size
-            pages = self.pages(
-                1000 + seed, size, to_batch=lambda inputs, _: inputs
-            )
+            pages = self.pages(1000 + seed, size, lambda inputs, _: inputs)
             calibration = keras_coda.training.calibrate(
                 coda,
                 [pages[index] for index in range(len(pages))],
@@ -332,7 +328,7 @@ class Runner:
             self.pages(
                 2000 + seed,
                 steps * self.arguments.batch_size,
-                to_batch=lambda inputs, _: (inputs,),
+                lambda inputs, _: (inputs,),
             ),
             logits_weight=1.0,
             temperature=2.0,

@@ -7,7 +7,14 @@ their absolute rows and columns, and blocks as in the vision models of the CoDA
 paper, with multi-query attention and a gated network. Unlike there, the
 question is a token in front of the patches, and no header on the page; the
 answer is read from that token.
+
+    KERAS_BACKEND=jax python examples/page_reader.py
+
+trains a small one in some minutes, makes it compute fewer patches, and prints
+how many questions it answers. benchmarks/pages.py has pages of 4,096 patches.
 """
+
+import argparse
 
 import keras
 import keras_hub
@@ -19,6 +26,7 @@ from page_data import PATCH_SIZE
 from page_data import WORDS
 from page_data import PageBatches
 
+import keras_coda
 from keras_coda.conversion import EncoderBlock
 from keras_coda.conversion import Family
 from keras_coda.conversion import Parts
@@ -282,6 +290,20 @@ def _model_around(backbone, read):
     return keras.Model(inputs, read(backbone(inputs)))
 
 
+def accuracy(reader, num_batches, seed, **page_arguments):
+    """The share of questions that a reader answers."""
+    if not reader.compiled:
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        reader.compile(loss=loss, metrics=["accuracy"])
+    pages = PageBatches(
+        num_batches,
+        seed,
+        lambda inputs, targets: (inputs, targets["answers"]),
+        **page_arguments,
+    )
+    return reader.evaluate(pages, verbose=0, return_dict=True)["accuracy"]
+
+
 # === Training ===
 
 
@@ -341,3 +363,67 @@ def make_optimizer(learning_rate, num_steps):
     return keras.optimizers.AdamW(
         schedule, weight_decay=0.0, global_clipnorm=1.0
     )
+
+
+# === Script ===
+
+
+def parse_arguments(arguments):
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--num-patches", type=int, default=256, help="of a page")
+    add("--num-kept", type=int, default=40, help="of a page, at first")
+    add("--steps", type=int, default=1000, help="of each kind of hint")
+    add("--batch-size", type=int, default=32)
+    add("--reduction-factors", type=int, nargs="+", default=[2, 4, 8])
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None):
+    arguments = parse_arguments(arguments)
+    pages = {
+        "num_patches": arguments.num_patches,
+        "batch_size": arguments.batch_size,
+    }
+    keras.utils.set_random_seed(0)
+    reader = make_reader(
+        PageBackbone(
+            num_layers=3, hidden_dim=96, num_heads=3, intermediate_dim=192
+        )
+    )
+    for seed, (hint, num_kept, num_steps) in enumerate(
+        [
+            ("words", arguments.num_kept, arguments.steps),
+            ("lines", arguments.num_kept, arguments.steps),
+            ("lines", None, arguments.steps // 10),
+        ]
+    ):
+        train(
+            reader,
+            max(num_steps, 1),
+            seed,
+            learning_rate=2e-3,
+            num_questions=4,
+            hint=hint,
+            num_shown=num_kept,
+            **pages,
+        )
+    print(f"dense: {accuracy(reader, 8, seed=10, **pages):.1%}")
+
+    coda = keras_coda.coda_wrap(
+        reader, reduction_factor=1, adapter_dim=32, shortcut_dim=64
+    )
+    unlabelled = PageBatches(4, 11, lambda inputs, _: inputs, **pages)
+    keras_coda.training.calibrate(
+        coda, [unlabelled[index] for index in range(4)], are_logits=True
+    )
+    for factor in arguments.reduction_factors:
+        keras_coda.set_reduction_factor(coda, factor)
+        print(f"r = {factor}: {accuracy(coda, 8, seed=10, **pages):.1%}")
+
+
+if __name__ == "__main__":
+    main()

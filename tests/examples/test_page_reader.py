@@ -150,15 +150,11 @@ def test_routes_as_dense_at_1(reader):
 
 
 @slow_to_compile
-def test_trains(reader):
-    accuracies = page_reader.train(
-        reader,
-        num_steps=2,
-        seed=0,
-        batch_size=2,
-        num_patches=64,
-        num_shown=40,
-        num_questions=4,
-        verbose=0,
+def test_script(capsys):
+    page_reader.main(
+        "--num-patches 64 --num-kept 36 --steps 2 --batch-size 2 "
+        "--reduction-factors 2".split()
     )
-    assert len(accuracies) == 2
+    *_, dense, routed = capsys.readouterr().out.splitlines()
+    assert dense.startswith("dense: ") and dense.endswith("%")
+    assert routed.startswith("r = 2: ") and routed.endswith("%")
