@@ -292,16 +292,12 @@ def _model_around(backbone, read):
 
 def accuracy(reader, num_batches, seed, **page_arguments):
     """The share of questions that a reader answers."""
-    if not reader.compiled:
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        reader.compile(loss=loss, metrics=["accuracy"])
-    pages = PageBatches(
-        num_batches,
-        seed,
-        lambda inputs, targets: (inputs, targets["answers"]),
-        **page_arguments,
-    )
-    return reader.evaluate(pages, verbose=0, return_dict=True)["accuracy"]
+    pages = PageBatches(num_batches, seed, **page_arguments)
+    are_right = []
+    for inputs, targets in (pages[index] for index in range(num_batches)):
+        answers = reader.predict_on_batch(inputs).argmax(axis=-1)
+        are_right.append(answers == targets["answers"][:, 0])
+    return float(np.mean(are_right))
 
 
 # === Training ===
