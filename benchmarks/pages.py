@@ -17,7 +17,7 @@ output folder.
 The validation part has other pages than the test part, and neither is trained
 on. Speed is that of a batch of `--timed-batch` pages, dense = 1. Seeds are of
 what follows the training of the dense model. Writes pages.json, .md and .png,
-and pages-routed.png, a page with the patches that some blocks computed;
+and pages-routed.png, a page with the patches that two blocks computed;
 finished runs are written at once. After `--minutes` no further run starts;
 with `--minutes 0` speed is measured alone.
 """
@@ -442,6 +442,7 @@ def plot(records, path):
                     label=name,
                 )
         axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel(label)
     panels[0].set_ylabel("answers that are right, %")
     panels[0].legend(fontsize="small")
@@ -449,9 +450,10 @@ def plot(records, path):
 
 
 def plot_page(results, runner, path):
-    """A page, and what the first and the last block computed of it.
+    """A page, and what the first block and one half-way computed of it.
 
-    At the largest reduction factor that was run, aligned if that was.
+    At the largest reduction factor that was run, aligned if that was. Of the
+    last block the question alone is read: what else it computes is arbitrary.
     """
     from matplotlib.figure import Figure
 
@@ -469,7 +471,7 @@ def plot_page(results, runner, path):
     # Without the question.
     weights = routing.weights_by_position()[0, :, 1:]
     pictures = {"page": np.ones_like(weights[0])}
-    for block in (0, -1):
+    for block in (0, len(weights) // 2):
         pictures[routing.names[block]] = weights[block]
     figure = Figure(figsize=(15, 5.3), layout="constrained")
     for axes, (title, shown) in zip(figure.subplots(1, 3), pictures.items()):
