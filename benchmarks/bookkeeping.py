@@ -23,6 +23,7 @@ OTHER_ARGUMENTS = (
     "no_speed",
     "evaluation_batch_size",
     "num_rounds",
+    "minutes",
     "output",
     "quick",
 )
