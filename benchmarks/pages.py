@@ -15,11 +15,11 @@ output folder.
   `--fine-tune-steps` steps on such pages, with answers.
 
 The validation part has other pages than the test part, and neither is trained
-on. Speed is that of a batch of `--timed-batch` pages, dense = 1. Seeds are of
-what follows the training of the dense model. Writes pages.json, .md and .png,
-and pages-routed.png, a page with the patches that two blocks computed;
-finished runs are written at once. After `--minutes` no further run starts;
-with `--minutes 0` speed is measured alone.
+on. Speed is that of a batch of `--timed-batch` pages in float32, dense = 1.
+Seeds are of what follows the training of the dense model. Writes pages.json,
+.md and .png, and pages-routed.png, a page with the patches that two blocks
+computed; finished runs are written at once. After `--minutes` no further run
+starts; with `--minutes 0` speed is measured alone.
 """
 
 import argparse
@@ -131,8 +131,8 @@ def parse_arguments():
     add("--num-patches", type=int, default=4096)
     add(
         "--stages",
-        default="words:4096:128:64:800,lines:4096:128:64:2000,"
-        "lines:1024:0:32:250,lines:4096:0:4:500",
+        default="words:4096:128:64:800,lines:256:128:64:800,"
+        "lines:4096:128:64:1500,lines:1024:0:32:250,lines:4096:0:4:500",
         help="of the dense model, hint:patches:kept:pages:steps, where 0 keeps "
         "all; default: %(default)s",
     )
@@ -293,16 +293,8 @@ class Runner:
             num_patches=self.arguments.num_patches,
         )
 
-    def convert(self, row):
-        return keras_coda.coda_wrap(
-            self.dense,
-            reduction_factor=row.factor,
-            attention=row.attention,
-            **SETTINGS,
-        )
-
     def calibrated(self, row, seed):
-        coda = self.convert(row)
+        coda = convert(self.dense, row)
         # With `k_to_all` what is fitted does not depend on the factor.
         factor = row.factor if row.attention == "k_to_k" else "any"
         path = first_stage(self.arguments, f"{row.attention}-{factor}-{seed}")
@@ -353,12 +345,22 @@ class Runner:
         return {"accuracies": accuracies}
 
 
+def convert(reader, row):
+    return keras_coda.coda_wrap(
+        reader,
+        reduction_factor=row.factor,
+        attention=row.attention,
+        **SETTINGS,
+    )
+
+
 # === Speed ===
 
 
-def measure_speeds(results, runner):
-    """Of a batch of pages, over the dense model, all in turn."""
-    arguments = runner.arguments
+def measure_speeds(results, arguments):
+    """Of a batch of pages in float32, over the dense model, all in turn."""
+    keras.config.set_dtype_policy("float32")
+    dense = make_reader(arguments)
     setting = argparse.Namespace(mode="default")
     calls = {}
     for name in arguments.rows.split(","):
@@ -373,12 +375,15 @@ def measure_speeds(results, runner):
                 None if row.attention else arguments.num_patches // row.factor
             ),
         )
-        model = runner.convert(row) if row.attention else runner.dense
+        model = convert(dense, row) if row.attention else dense
         calls[row.architecture] = inference.make_call(model, inputs, setting)
     seconds = timing.interleave(calls, arguments.num_rounds, num_warmup=2)
-    dense = seconds[ROWS["dense"].architecture]
+    dense_seconds = seconds[ROWS["dense"].architecture]
     print({key: f"{1000 * value:.1f} ms" for key, value in seconds.items()})
-    results.add(speedups={key: dense / value for key, value in seconds.items()})
+    results.add(
+        speedups={key: dense_seconds / value for key, value in seconds.items()}
+    )
+    keras.config.set_dtype_policy(arguments.dtype)
 
 
 # === Results ===
@@ -499,14 +504,24 @@ def draw_page(inputs, shown):
 
 def main():
     arguments = parse_arguments()
-    stop = time.monotonic() + 60 * arguments.minutes
-    # For all alike: not cuDNN's, which takes no mask of padding.
+    # For all alike.
     keras.config.disable_flash_attention()
     path = arguments.output / f"{name_of(arguments)}.json"
     results = bookkeeping.Results(path, bookkeeping.setup(arguments))
-    runner = Runner(arguments)
     if not arguments.no_speed and not results.speedups:
-        measure_speeds(results, runner)
+        measure_speeds(results, arguments)
+    if arguments.minutes:
+        do_runs(results, path, arguments)
+    records = summarize(results)
+    table = timing.markdown_table(records)
+    timing.write(path.with_suffix(".md"), table)
+    plot(records, path.with_suffix(".png"))
+    print(table)
+
+
+def do_runs(results, path, arguments):
+    stop = time.monotonic() + 60 * arguments.minutes
+    runner = Runner(arguments)
     experiments = [
         (name, int(seed))
         for seed in arguments.seeds.split(",")
@@ -524,12 +539,7 @@ def main():
         run = bookkeeping.timed(lambda: runner.run(name, seed))
         results.add(runs={key: run})
         print(f"{key}: {run['test']:.1%}, {run['seconds']:.0f} s", flush=True)
-    records = summarize(results)
-    table = timing.markdown_table(records)
-    timing.write(path.with_suffix(".md"), table)
-    plot(records, path.with_suffix(".png"))
     plot_page(results, runner, path.with_name(f"{path.stem}-routed.png"))
-    print(table)
 
 
 if __name__ == "__main__":

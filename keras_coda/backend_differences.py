@@ -20,6 +20,11 @@ def fuses_sums():
     return keras.config.backend() != "torch"
 
 
+def fuses_reductions():
+    """Whether a sum over products makes no tensor of the products."""
+    return keras.config.backend() == "jax"
+
+
 def add_product(terms, inputs, kernel, num_contracted=1, scale=1.0):
     """`terms + scale * inputs @ kernel` in one pass, on PyTorch.
 

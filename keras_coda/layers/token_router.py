@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from keras_coda.backend_differences import fuses_reductions
 from keras_coda.ops.routing import gather_rows
 from keras_coda.ops.routing import routed_length
 from keras_coda.ops.soft_top_k import SOLVERS
@@ -232,6 +233,10 @@ class TokenRouter(keras.layers.Layer):
             return ops.broadcast_to(-positions, (batch_size, length))
         inputs = ops.cast(inputs, "float32")
         kernel = ops.cast(self.kernel, "float32")
+        if fuses_reductions():
+            # The cast is part of the sum; a matrix product would read all
+            # tokens again, in float32, and on a GPU round them.
+            return ops.sum(inputs * ops.squeeze(kernel, -1), axis=-1)
         return ops.squeeze(ops.matmul(inputs, kernel), -1)
 
     def _weights_and_best(self, scores, num_chosen, mask):
