@@ -4,8 +4,8 @@
 
 Times, in turn and each compiled on its own (eagerly on PyTorch), the dense
 block, the conditional block, and what the latter adds to the former: the
-router with its soft top-k and selection, the gather of the routed rows, the
-adapter and its two matrix products alone, and the addition of all to the
+router with its soft top-k and selection, and these and the sort in them alone,
+the gather of the routed rows, the adapter and its two matrix products alone, and the addition of all to the
 residual. All are less what a call that does nothing takes, which on a GPU is
 more than some of them. One block in the shape of BERT base's. Writes
 block_parts-BACKEND.json and .md.
@@ -22,6 +22,8 @@ from keras import ops
 import keras_coda
 from keras_coda.ops import add_rows
 from keras_coda.ops import gather_rows
+from keras_coda.ops.soft_top_k import best_positions
+from keras_coda.ops.soft_top_k import soft_top_k_and_best
 
 
 def parse_arguments():
@@ -63,6 +65,8 @@ def make_parts(arguments, dim=768):
     dense, block = make_blocks(inputs, arguments.reduction_factor)
     adapter = block.adapter
     _, indices = block.router(inputs)
+    num_routed = indices.shape[1]
+    scores = ops.cast(inputs[..., 0], "float32")
     rows = gather_rows(inputs, indices)
 
     def matmuls(inputs):
@@ -79,6 +83,12 @@ def make_parts(arguments, dim=768):
         "dense block": compiled(dense, inputs),
         "conditional block": compiled(block, inputs),
         "router": compiled(block.router, inputs),
+        "router, soft top-k": compiled(
+            lambda scores: soft_top_k_and_best(scores, num_routed), scores
+        ),
+        "router, its sort": compiled(
+            lambda scores: best_positions(scores, num_routed), scores
+        ),
         "gather": compiled(gather_rows, inputs, indices),
         "adapter": compiled(adapter, inputs),
         "adapter, matrix products": compiled(matmuls, inputs),
