@@ -4,10 +4,10 @@
 
 Times, in turn and each compiled on its own (eagerly on PyTorch), the dense
 block, the conditional block, and what the latter adds to the former: the
-router with its soft top-k and selection, and these and the sort in them alone,
-the gather of the routed rows, the adapter and its two matrix products alone, and the addition of all to the
-residual. All are less what a call that does nothing takes, which on a GPU is
-more than some of them. One block in the shape of BERT base's. Writes
+router, and its soft top-k and the sort of that alone, the gather of the routed
+rows, the adapter and its two matrix products alone, and the addition of all to
+the residual. All are less what a call that does nothing takes, which on a GPU
+is more than some of them. One block in the shape of BERT base's. Writes
 block_parts-BACKEND.json and .md.
 """
 
