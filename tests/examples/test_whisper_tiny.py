@@ -153,7 +153,7 @@ def test_real_weights_transcribe():
     transcriber = WhisperTranscriber(
         whisper_tiny.make_backbone(),
         whisper_tiny.make_tokenizer(),
-        keras_hub.layers.WhisperAudioConverter(max_audio_length=4),
+        keras_hub.layers.WhisperAudioConverter(max_audio_length=8),
     )
     said = "the bank said that it sold some of its gold in the spring"
     (text,) = transcriber.transcribe([speech_data.speak(said, "en-us", 130)])
