@@ -9,6 +9,7 @@ unless it is there already; see examples/README.md.
 """
 
 import argparse
+import os
 import pathlib
 import tempfile
 
@@ -23,7 +24,7 @@ def read(name):
 
 
 def execute(notebook, folder):
-    """Runs every cell in a new kernel, in `folder`.
+    """Runs every cell in a new kernel, in `folder`; it finds `examples`.
 
     Cells with the tag `skip-execution`, which install packages, are left out.
     What libraries log is not kept.
@@ -33,13 +34,14 @@ def execute(notebook, folder):
     """
     # The kernel adds the version of its Python.
     metadata = notebook.metadata.copy()
+    paths = filter(None, [str(EXAMPLES), os.environ.get("PYTHONPATH")])
     nbclient.NotebookClient(
         notebook,
         timeout=None,
         kernel_name="python3",
         record_timing=False,
         resources={"metadata": {"path": str(folder)}},
-    ).execute()
+    ).execute(env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})
     notebook.metadata = metadata
     for cell in notebook.cells:
         if cell.cell_type == "code":

