@@ -19,7 +19,6 @@ sys.path.insert(0, str(ROOT / "examples"))
 import keras
 import keras_hub
 import numpy as np
-import tensorflow as tf
 import text_data
 
 FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
@@ -199,6 +198,8 @@ def make_pairs(texts, labels, size, shuffle):
 
 
 def make_tokens(preprocessor, texts):
+    import tensorflow as tf
+
     # Without labels, KerasHub 0.32 would take a pair's second text for them.
     dataset = tf.data.Dataset.from_tensors((texts, [0]))
     tokens, _ = next(iter(dataset.map(preprocessor)))
@@ -271,6 +272,8 @@ def compile_and_fit(
     examples = (
         (inputs, labels) if weights is None else (inputs, labels, weights)
     )
+    import tensorflow as tf
+
     dataset = tf.data.Dataset.from_tensor_slices(examples)
     dataset = dataset.shuffle(len(labels), seed=seed).batch(batch_size)
     history = model.fit(
