@@ -5,12 +5,14 @@ stopped, and several processes may share a folder.
 """
 
 import json
+import math
 import os
 import statistics
 import time
 
 import keras
 import numpy as np
+import rich.progress
 import timing
 
 # Arguments of which the outcome of a run does not depend.
@@ -76,6 +78,41 @@ class Results:
                 "runs": self.runs,
             },
         )
+
+    def do(self, arguments, has_seeds, run, stop=math.inf):
+        """Runs each row with each seed, but those that were run before.
+
+        Args:
+            arguments: of the command line: `rows` and `seeds`.
+            has_seeds: function of a row's name that tells whether its outcome
+                depends on the seed; else it is run with the first alone.
+            run: function of a row's name and a seed.
+            stop: on the monotonic clock. No run starts after it.
+        """
+        asked = [
+            (name, int(seed))
+            for seed in arguments.seeds.split(",")
+            for name in arguments.rows.split(",")
+            if seed == "0" or has_seeds(name)
+        ]
+        for name, seed in rich.progress.track(asked):
+            key = f"{name}/{seed}"
+            self.read()
+            if key not in self.runs and time.monotonic() < stop:
+                self.add(runs={key: run(name, seed)})
+
+    def of(self, row):
+        """The runs of a row, by `row/seed`."""
+        return {
+            key: run
+            for key, run in self.runs.items()
+            if key.split("/")[0] == row
+        }
+
+    def mean_speedup(self, keys):
+        """The mean of some speeds, if all of them were measured."""
+        found = [self.speedups.get(key) for key in keys]
+        return None if None in found else statistics.mean(found)
 
 
 def timed(function):

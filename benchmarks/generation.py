@@ -37,7 +37,6 @@ import keras
 import keras_hub
 import numpy as np
 import quality_tasks
-import rich.progress
 import timing
 from keras import ops
 from torchmetrics.functional import text as metrics
@@ -479,11 +478,7 @@ def summarize(results):
     """One record for each row."""
     records = []
     for name, row in ROWS.items():
-        runs = {
-            key: run
-            for key, run in results.runs.items()
-            if key.split("/")[0] == name
-        }
+        runs = results.of(name)
         if not runs:
             continue
         test, error = bookkeeping.mean_and_error(
@@ -493,7 +488,9 @@ def summarize(results):
             {
                 "model": row.text,
                 **{
-                    f"{kind}, times as fast": mean_speedup(results, kind, runs)
+                    f"{kind}, times as fast": results.mean_speedup(
+                        f"{kind}/{speed_key(*item)}" for item in runs.items()
+                    )
                     for kind in ("encoder", "generate")
                 },
                 **{
@@ -513,31 +510,13 @@ def summarize(results):
     return records
 
 
-def mean_speedup(results, kind, runs):
-    found = [
-        results.speedups.get(f"{kind}/{speed_key(key, run)}")
-        for key, run in runs.items()
-    ]
-    return None if None in found else statistics.mean(found)
-
-
 def main():
     arguments = parse_arguments()
     keras.config.set_dtype_policy(arguments.dtype)
     path = arguments.output / f"{name_of(arguments)}.json"
     results = bookkeeping.Results(path, bookkeeping.setup(arguments))
     runner = Runner(train_t5(arguments), arguments)
-    asked = [
-        (name, int(seed))
-        for seed in arguments.seeds.split(",")
-        for name in arguments.rows.split(",")
-        if seed == "0" or ROWS[name].is_trained
-    ]
-    for name, seed in rich.progress.track(asked):
-        key = f"{name}/{seed}"
-        results.read()
-        if key not in results.runs:
-            results.add(runs={key: runner.run(name, seed)})
+    results.do(arguments, lambda name: ROWS[name].is_trained, runner.run)
     if not arguments.no_speed:
         measure_speedups(results, arguments)
     table = timing.markdown_table(summarize(results))

@@ -393,11 +393,7 @@ def summarize(results):
     """One record for each row."""
     records = []
     for name, row in ROWS.items():
-        runs = [
-            run
-            for key, run in results.runs.items()
-            if key.split("/")[0] == name
-        ]
+        runs = results.of(name).values()
         if not runs:
             continue
         test, error = bookkeeping.mean_and_error(
@@ -522,23 +518,12 @@ def main():
 def do_runs(results, path, arguments):
     stop = time.monotonic() + 60 * arguments.minutes
     runner = Runner(arguments)
-    experiments = [
-        (name, int(seed))
-        for seed in arguments.seeds.split(",")
-        for name in arguments.rows.split(",")
-        if seed == "0" or ROWS[name].is_trained
-    ]
-    for name, seed in experiments:
-        key = f"{name}/{seed}"
-        results.read()
-        if key in results.runs:
-            continue
-        if time.monotonic() > stop:
-            print("out of time")
-            break
-        run = bookkeeping.timed(lambda: runner.run(name, seed))
-        results.add(runs={key: run})
-        print(f"{key}: {run['test']:.1%}, {run['seconds']:.0f} s", flush=True)
+    results.do(
+        arguments,
+        lambda name: ROWS[name].is_trained,
+        lambda *row: bookkeeping.timed(lambda: runner.run(*row)),
+        stop,
+    )
     plot_page(results, runner, path.with_name(f"{path.stem}-routed.png"))
 
 

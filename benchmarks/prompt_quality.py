@@ -25,6 +25,7 @@ import argparse
 import functools
 import pathlib
 import statistics
+from itertools import starmap
 from typing import NamedTuple
 
 import bookkeeping
@@ -34,7 +35,6 @@ import numpy as np
 import prompt_tasks
 import prompts
 import quality_tasks
-import rich.progress
 import timing
 
 import keras_coda
@@ -467,17 +467,9 @@ def summarize(results):
 
     records = []
     for name, row in ROWS.items():
-        runs = {
-            key: run
-            for key, run in results.runs.items()
-            if key.split("/")[0] == name
-        }
+        runs = results.of(name)
         if not runs:
             continue
-        speedups = [
-            results.speedups.get(speed_key(key, run))
-            for key, run in runs.items()
-        ]
         kinds = {
             kind: statistics.mean(
                 100 * run["test"][kind] for run in runs.values()
@@ -490,8 +482,8 @@ def summarize(results):
         records.append(
             {
                 "model": row.text,
-                "speedup": (
-                    None if None in speedups else statistics.mean(speedups)
+                "speedup": results.mean_speedup(
+                    starmap(speed_key, runs.items())
                 ),
                 **kinds,
                 "test": test,
@@ -536,18 +528,12 @@ def main():
     path = arguments.output / f"{name_of(arguments)}.json"
     results = bookkeeping.Results(path, bookkeeping.setup(arguments))
     runner = Runner(train_language_model(arguments), arguments)
-    experiments = [
-        (name, int(seed))
-        for seed in arguments.seeds.split(",")
-        for name in arguments.rows.split(",")
+    results.do(
+        arguments,
         # Nothing is trained in the others.
-        if seed == "0" or name != "dense" and ROWS[name].divisor == 1
-    ]
-    for name, seed in rich.progress.track(experiments):
-        key = f"{name}/{seed}"
-        results.read()
-        if key not in results.runs:
-            results.add(runs={key: runner.run(name, seed)})
+        lambda name: name != "dense" and ROWS[name].divisor == 1,
+        runner.run,
+    )
     if not arguments.no_speed:
         measure_speedups(results, runner)
     records = summarize(results)

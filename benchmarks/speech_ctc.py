@@ -31,14 +31,13 @@ are written at once.
 import argparse
 import functools
 import pathlib
-import statistics
+from itertools import starmap
 from typing import NamedTuple
 
 import bookkeeping
 import ctc_speech
 import keras
 import numpy as np
-import rich.progress
 import timing
 
 import keras_coda
@@ -503,22 +502,12 @@ def summarize(results):
     """One record for each row, error rates in percent."""
     records = []
     for name, row in ROWS.items():
-        runs = {
-            key: run
-            for key, run in results.runs.items()
-            if key.split("/")[0] == name
-        }
+        runs = results.of(name)
         if not runs:
             continue
-        speedups = [
-            results.speedups.get(speed_key(key, run))
-            for key, run in runs.items()
-        ]
         record = {
             "model": row.text,
-            "speedup": (
-                None if None in speedups else statistics.mean(speedups)
-            ),
+            "speedup": results.mean_speedup(starmap(speed_key, runs.items())),
         }
         for part in ("test", "validation"):
             for unit in ("characters", "words"):
@@ -538,18 +527,12 @@ def main():
     del setup["speech"]
     results = bookkeeping.Results(path, setup)
     runner = Runner(arguments)
-    experiments = [
-        (name, int(seed))
-        for seed in arguments.seeds.split(",")
-        for name in arguments.rows.split(",")
-        # Nothing is trained of it.
-        if seed == "0" or ROWS[name].recipe != "frozen"
-    ]
-    for name, seed in rich.progress.track(experiments):
-        key = f"{name}/{seed}"
-        results.read()
-        if key not in results.runs:
-            results.add(runs={key: runner.run(name, seed)})
+    results.do(
+        arguments,
+        # Nothing is trained of that.
+        lambda name: ROWS[name].recipe != "frozen",
+        runner.run,
+    )
     if not arguments.no_speed:
         measure_speedups(results, runner)
     table = timing.markdown_table(summarize(results))
