@@ -144,6 +144,8 @@ def parse_arguments():
         alignment_size=16,
         epochs=1,
         second_epochs=1,
+        layers_learning_rates="1e-3",
+        cost="flops",
         num_rounds=1,
         # bfloat16 is slow where the processor has none.
         dtype="float32",

@@ -183,7 +183,7 @@ def test_quick_run(tmp_path):
     runs = content["runs"]
     assert len(runs) == 4
     assert all(0 <= run["test"] <= 1 for run in runs.values())
-    assert runs["spans/first2/1.0/0"]["learning_rate"] in (1e-3, 3e-3)
+    assert runs["spans/first2/1.0/0"]["learning_rate"] == 1e-3
     assert len(runs["spans/coda_aligned/2.0/0"]["reduction_factor"]) == 6
     assert len(content["speedups"]) == len(runs)
     assert all(speedup > 0 for speedup in content["speedups"].values())
