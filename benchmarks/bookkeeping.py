@@ -115,6 +115,31 @@ class Results:
         return None if None in found else statistics.mean(found)
 
 
+class AtBestRate:
+    """Trains rows at the learning rate that is best with seed 0.
+
+    Args:
+        train: function of a row, a rate and a seed that returns a model and
+            notes.
+        rates: text of the command line, with commas.
+        score: function of a row and a model; the larger, the better.
+    """
+
+    def __init__(self, train, rates, score):
+        self.train, self.score = train, score
+        self.rates = list(map(float, rates.split(",")))
+        self.best = {}
+
+    def __call__(self, row, seed):
+        if row not in self.best:
+            self.best[row] = max(
+                ((rate, self.train(row, rate, 0)) for rate in self.rates),
+                key=lambda pair: self.score(row, pair[1][0]),
+            )
+        rate, found = self.best[row]
+        return found if seed == 0 else self.train(row, rate, seed)
+
+
 def timed(function):
     start = time.monotonic()
     return {**function(), "seconds": time.monotonic() - start}

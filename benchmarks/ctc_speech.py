@@ -7,14 +7,11 @@ espeak-ng nor Reuters is.
 """
 
 import collections
-import io
 import itertools
 import pathlib
 import random
 import re
-import subprocess
 import sys
-import wave
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
@@ -22,6 +19,7 @@ sys.path.insert(0, str(ROOT / "examples"))
 import keras
 import keras_hub
 import numpy as np
+import speech_data
 import text_data
 from keras import ops
 
@@ -103,19 +101,10 @@ def make_texts(part, size):
 
 def speak(text, voice, words_per_minute):
     """Samples in [-1, 1], 22,050 a second, without the silence around."""
-    command = ["espeak-ng", "-v", voice, "-s", str(words_per_minute)]
-    try:
-        process = subprocess.run(
-            [*command, "--stdout", text], capture_output=True, check=True
-        )
-    except FileNotFoundError:
-        sys.exit("error: run `apt-get install espeak-ng`.")
-    with wave.open(io.BytesIO(process.stdout)) as file:
-        assert file.getframerate() == SAMPLING_RATE
-        # The header has no length when the output is a pipe.
-        samples = np.frombuffer(file.readframes(60 * SAMPLING_RATE), "int16")
-    loud = np.flatnonzero(np.abs(samples) > 100)
-    return samples[loud[0] : loud[-1] + 1].astype("float32") / 2**15
+    samples, rate = speech_data.synthesize(text, voice, words_per_minute)
+    assert rate == SAMPLING_RATE
+    loud = np.flatnonzero(np.abs(samples) > 100 / 2**15)
+    return samples[loud[0] : loud[-1] + 1].astype("float32")
 
 
 def log_mels(samples):

@@ -297,6 +297,11 @@ class Runner:
 
     def __init__(self, dense, arguments):
         self.dense, self.arguments = dense, arguments
+        self.best_first_layers = bookkeeping.AtBestRate(
+            self.first_layers,
+            arguments.layers_learning_rates,
+            lambda _, model: score(scores(model, "validation", arguments)),
+        )
 
     def run(self, name, seed):
         row = ROWS[name]
@@ -311,10 +316,7 @@ class Runner:
             return self.accelerated(row.speedup, seed)
         if row.num_layers == NUM_LAYERS:
             return self.dense, {}
-        if seed == 0:
-            return self.best_first_layers(row.num_layers)
-        _, notes = self.best_first_layers(row.num_layers)
-        return self.first_layers(row.num_layers, notes["learning_rate"], seed)
+        return self.best_first_layers(row.num_layers, seed)
 
     def accelerated(self, speedup, seed):
         arguments = self.arguments
@@ -344,16 +346,6 @@ class Runner:
 
         notes = bookkeeping.timed(accelerate)
         return with_greedy_sampler(found[0]), notes
-
-    @functools.cache
-    def best_first_layers(self, num_layers):
-        rates = map(float, self.arguments.layers_learning_rates.split(","))
-        return max(
-            (self.first_layers(num_layers, rate, seed=0) for rate in rates),
-            key=lambda found: score(
-                scores(found[0], "validation", self.arguments)
-            ),
-        )
 
     def first_layers(self, num_layers, learning_rate, seed):
         """The first encoder layers, with adapters that learn the tasks."""

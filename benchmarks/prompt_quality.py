@@ -22,7 +22,6 @@ and .png; finished runs are written at once.
 """
 
 import argparse
-import functools
 import pathlib
 import statistics
 from itertools import starmap
@@ -291,6 +290,13 @@ class Runner:
     def __init__(self, dense, arguments):
         self.dense, self.arguments = dense, arguments
         self.folder = arguments.output / "first_stages" / name_of(arguments)
+        self.best_shallow = bookkeeping.AtBestRate(
+            self.shallow,
+            arguments.layers_learning_rates,
+            lambda _, model: statistics.mean(
+                accuracies(model, "validation", arguments).values()
+            ),
+        )
 
     def run(self, name, seed):
         row = ROWS[name]
@@ -308,7 +314,7 @@ class Runner:
                 notes |= bookkeeping.timed(lambda: self.align(model, seed))
             return model, notes
         if row.num_layers < NUM_LAYERS:
-            return self.shallow(row, seed)
+            return self.best_shallow(row, seed)
         return self.dense, {}
 
     def convert(self, model, **settings):
@@ -358,24 +364,8 @@ class Runner:
         )
         return {}
 
-    def shallow(self, row, seed):
+    def shallow(self, row, rate, seed):
         """The first layers, with adapters that learned the answers."""
-        if seed > 0:
-            _, notes = self.best_shallow(row)
-            return self.fit_shallow(row, notes["learning_rate"], seed)
-        return self.best_shallow(row)
-
-    @functools.cache
-    def best_shallow(self, row):
-        rates = map(float, self.arguments.layers_learning_rates.split(","))
-        return max(
-            (self.fit_shallow(row, rate, 0) for rate in rates),
-            key=lambda found: statistics.mean(
-                accuracies(found[0], "validation", self.arguments).values()
-            ),
-        )
-
-    def fit_shallow(self, row, rate, seed):
         keras.utils.set_random_seed(seed)
         arguments = self.arguments
         coda = self.convert(

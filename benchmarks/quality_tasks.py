@@ -261,6 +261,8 @@ def compile_and_fit(
     weights=None,
 ):
     """Fine-tunes a classifier; returns its training accuracy per epoch."""
+    import tensorflow as tf
+
     model.compile(
         optimizer=make_optimizer(
             learning_rate, len(labels), epochs, batch_size
@@ -272,8 +274,6 @@ def compile_and_fit(
     examples = (
         (inputs, labels) if weights is None else (inputs, labels, weights)
     )
-    import tensorflow as tf
-
     dataset = tf.data.Dataset.from_tensor_slices(examples)
     dataset = dataset.shuffle(len(labels), seed=seed).batch(batch_size)
     history = model.fit(

@@ -202,6 +202,15 @@ class Runner:
         self.folder = arguments.output / "first_stages" / name_of(arguments)
         self.speech = read_speech(arguments)
         self.base = self.train_base()
+        self.trained = bookkeeping.AtBestRate(
+            self.trained_at,
+            arguments.learning_rates,
+            lambda name, model: (
+                -self.error_rates(
+                    model, "validation", pooling=ROWS[name].pooling
+                )["characters"]
+            ),
+        )
 
     def inputs(self, part, size=None):
         return ctc_speech.pad(self.speech[part].features[:size])
@@ -314,22 +323,6 @@ class Runner:
             self.part_of_base(row),
             adapter_dim=ADAPTER_DIM,
             **{"reduction_factor": row.factor or 1, **row.settings, **settings},
-        )
-
-    def trained(self, name, seed):
-        if seed > 0:
-            _, notes = self.best_trained(name)
-            return self.trained_at(name, notes["learning_rate"], seed)
-        return self.best_trained(name)
-
-    @functools.cache
-    def best_trained(self, name):
-        rates = map(float, self.arguments.learning_rates.split(","))
-        return min(
-            (self.trained_at(name, rate, 0) for rate in rates),
-            key=lambda found: self.error_rates(
-                found[0], "validation", pooling=ROWS[name].pooling
-            )["characters"],
         )
 
     def trained_at(self, name, rate, seed):
@@ -446,10 +439,8 @@ class Runner:
             self.inputs(part, size), batch_size=32, verbose=0
         )
         labels = ctc_speech.make_labels(speech, pooling)[:size]
-        texts, references = (
-            ctc_speech.spell(logits, labels),
-            speech.texts[:size],
-        )
+        texts = ctc_speech.spell(logits, labels)
+        references = speech.texts[:size]
         return {
             "characters": ctc_speech.error_rate(references, texts),
             "words": ctc_speech.error_rate(

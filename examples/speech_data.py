@@ -102,8 +102,23 @@ def make_texts(part, size):
 
 def speak(text, voice, words_per_minute):
     """Samples at 16 kHz, of 30 seconds at most."""
+    pause = ("-g", str(PAUSE))
+    samples, rate = synthesize(text, voice, words_per_minute, *pause)
+    spectrum = np.fft.rfft(samples, n=30 * rate)
+    # The lower part of the spectrum is the same sound, sampled less often.
+    resampled = np.fft.irfft(spectrum[: 15 * 16000 + 1], n=30 * 16000)
+    length = math.ceil(len(samples) * 16000 / rate)
+    return (resampled[:length] * 16000 / rate).astype("float32")
+
+
+def synthesize(text, voice, words_per_minute, *options):
+    """What espeak-ng says, of 30 seconds at most.
+
+    Returns:
+        A tuple of samples in [-1, 1] and their number in a second.
+    """
     command = ["espeak-ng", "-v", voice, "-s", str(words_per_minute)]
-    command += ["-g", str(PAUSE), "--stdout", text]
+    command += [*options, "--stdout", text]
     try:
         process = subprocess.run(command, capture_output=True, check=True)
     except FileNotFoundError as error:
@@ -114,11 +129,7 @@ def speak(text, voice, words_per_minute):
         rate = file.getframerate()
         # The header has no length when the output is a pipe.
         samples = np.frombuffer(file.readframes(30 * rate), "int16")
-    spectrum = np.fft.rfft(samples / 2**15, n=30 * rate)
-    # The lower part of the spectrum is the same sound, sampled less often.
-    resampled = np.fft.irfft(spectrum[: 15 * 16000 + 1], n=30 * 16000)
-    length = math.ceil(len(samples) * 16000 / rate)
-    return (resampled[:length] * 16000 / rate).astype("float32")
+    return samples / 2**15, rate
 
 
 def word_error_rate(references, texts):
