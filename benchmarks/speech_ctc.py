@@ -38,6 +38,7 @@ import bookkeeping
 import ctc_speech
 import keras
 import numpy as np
+import quality_tasks
 import timing
 
 import keras_coda
@@ -177,12 +178,8 @@ def name_of(arguments):
 
 
 def make_optimizer(learning_rate, num_examples, epochs, batch_size):
-    num_steps = epochs * -(-num_examples // batch_size)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0,
-        decay_steps=num_steps,
-        warmup_target=learning_rate,
-        warmup_steps=num_steps // 10,
+    schedule = quality_tasks.make_schedule(
+        learning_rate, num_examples, epochs, batch_size
     )
     return keras.optimizers.AdamW(schedule, global_clipnorm=1.0)
 

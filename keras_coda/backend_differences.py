@@ -25,6 +25,11 @@ def fuses_reductions():
     return keras.config.backend() == "jax"
 
 
+def fuses_attention():
+    """Whether `keras.ops.dot_product_attention` is more than its parts."""
+    return keras.config.backend() != "tensorflow"
+
+
 def add_product(terms, inputs, kernel, num_contracted=1, scale=1.0):
     """`terms + scale * inputs @ kernel` in one pass, on PyTorch.
 

@@ -2,6 +2,7 @@ import keras
 from keras import ops
 
 from keras_coda._keras_internals import sublayers
+from keras_coda.backend_differences import fuses_attention
 from keras_coda.layers.dense import call_dense
 from keras_coda.ops.masking import mask_scores
 
@@ -118,7 +119,7 @@ def attend_heads(
     if group > 1:
         key, value = (ops.repeat(x, group, axis=2) for x in (key, value))
     dropped = training and dropout is not None and dropout.rate > 0
-    if soft_cap is None and not dropped:
+    if fuses_attention() and soft_cap is None and not dropped:
         return ops.dot_product_attention(
             query, key, value, mask=mask, bias=bias, scale=scale
         )
@@ -129,13 +130,21 @@ def attend_heads(
     )
     if soft_cap is not None:
         scores = ops.tanh(scores / soft_cap) * soft_cap
-    if bias is not None:
-        scores = scores + ops.cast(bias, scores.dtype)
-    weights = ops.softmax(mask_scores(scores, mask), axis=-1)
-    weights = ops.cast(weights, value.dtype)
+    weights = ops.cast(weigh(scores, mask, bias), value.dtype)
     if dropped:
         weights = dropout(weights, training=True)
     return ops.einsum("bhkm,bmhe->bkhe", weights, value)
+
+
+def weigh(scores, mask, bias):
+    """The softmax of masked scores with a bias, each of them optional."""
+    if bias is not None:
+        scores = scores + ops.cast(bias, scores.dtype)
+    if mask is not None:
+        # Added, the small mask is one pass over the scores; chosen by, in
+        # TensorFlow's graphs and in ONNX, several.
+        scores = scores + mask_scores(ops.zeros((), scores.dtype), mask)
+    return ops.softmax(scores, axis=-1)
 
 
 def can_absorb(query_shape, context_shape, *projections):
@@ -198,9 +207,6 @@ def attend_absorbed(
     scores = ops.einsum("bhkd,bmd->bhkm", query, context)
     # As in fused attention: at least float32.
     scores = ops.cast(scores, keras.backend.result_type(dtype, "float32"))
-    if bias is not None:
-        scores = scores + ops.cast(bias, scores.dtype)
-    weights = ops.softmax(mask_scores(scores, mask), axis=-1)
-    weights = ops.cast(weights, dtype)
+    weights = ops.cast(weigh(scores, mask, bias), dtype)
     rows = ops.einsum("bhkm,bmd->bhkd", weights, context)
     return ops.einsum("bhkd,dhe->bkhe", rows, ops.cast(value_kernel, dtype))
