@@ -13,6 +13,14 @@ XLA_FLAGS = (
     "--xla_llvm_disable_expensive_passes=true"
 )
 
+# JAX keeps what it has compiled: for the other process, and for another model
+# of the same shapes.
+JAX_CACHE = {
+    "JAX_COMPILATION_CACHE_DIR": os.path.abspath(".pytest_cache/jax"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+
 
 def main():
     results = {}
@@ -26,6 +34,7 @@ def main():
                 "XLA_FLAGS": XLA_FLAGS,
                 # Two test processes share two cores.
                 "OMP_NUM_THREADS": "1",
+                **JAX_CACHE,
                 **os.environ,
                 "KERAS_BACKEND": backend,
             },

@@ -83,6 +83,7 @@ def test_the_loss_is_that_of_the_stage():
     np.testing.assert_allclose(means, expected, rtol=1e-4)
 
 
+@slow_to_compile
 def test_each_block_has_its_own_target():
     coda = make_model([4, 2], num_layers=2)
     recorder = Recorder()
@@ -92,6 +93,7 @@ def test_each_block_has_its_own_target():
     assert coda.reduction_factor == [4, 2]
 
 
+@slow_to_compile
 @pytest.mark.parametrize("interrupt_at", [1, 4])
 def test_an_interrupt_leaves_the_target(interrupt_at):
     coda = make_model()
@@ -107,6 +109,7 @@ def test_an_interrupt_leaves_the_target(interrupt_at):
     assert recorder.values == [4] * SAMPLES
 
 
+@slow_to_compile
 def test_resumed_training_goes_on_at_its_stage(tmp_path):
     coda = make_model()
     callbacks = [

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 import keras_coda
 from keras_coda.conversion import adapter_file
 from keras_coda.conversion.layer_names import base_names
+from tests.backend_helpers import same_on_every_backend
 from tests.backend_helpers import slow_to_compile
 from tests.conversion.models import assert_close
 from tests.conversion.models import bert_backbone
@@ -50,6 +51,7 @@ def test_task_round_trip_includes_the_head(path):
     assert_close(predict(task, bert_inputs()), expected)
 
 
+@slow_to_compile
 def test_swapping_tasks_on_a_live_model(tmp_path):
     backbone = bert_backbone()
     paths = [tmp_path / "first", tmp_path / "second"]
@@ -155,6 +157,7 @@ def test_failed_save_keeps_the_old_file(path, monkeypatch):
     assert os.listdir(path.parent) == [path.name]
 
 
+@same_on_every_backend
 @pytest.mark.parametrize("has_nameless_files", [True, False])
 def test_permissions_and_links(path, monkeypatch, has_nameless_files):
     if not has_nameless_files:
@@ -188,6 +191,7 @@ classifier(seed=2).save_adapter(sys.argv[1])
 """
 
 
+@same_on_every_backend
 @pytest.mark.skipif(
     not hasattr(os, "O_TMPFILE"), reason="files always have a name"
 )

@@ -31,6 +31,7 @@ def test_the_dense_model_at_reduction_factor_1():
     assert np.abs(predict(coda, inputs) - expected).max() > 1e-3
 
 
+@slow_to_compile
 def test_training_leaves_the_dense_model_as_it_is(tmp_path):
     tagger, inputs = make_tagger(bert_backbone()), bert_inputs()
     before = predict(tagger, inputs)

@@ -180,6 +180,7 @@ def test_lora_beside_adapters_is_merged(name):
     np.testing.assert_array_equal(generated(merged, prompts()), expected)
 
 
+@slow_to_compile
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
 def test_the_text_of_a_quantized_model():
     dense = make("Llama")

@@ -7,6 +7,7 @@ import pytest
 
 import keras_coda
 from tests.backend_helpers import same_on_every_backend
+from tests.backend_helpers import slow_to_compile
 from tests.conversion.causal_models import CONFIG
 from tests.conversion.models import assert_close
 from tests.conversion.models import bert_backbone
@@ -36,6 +37,7 @@ def saved_and_loaded(task, folder):
     return keras.models.load_model(folder / "task.keras")
 
 
+@slow_to_compile
 def test_training_goes_on_as_if_it_had_not_stopped(tmp_path):
     task = classifier()
     task.compile(

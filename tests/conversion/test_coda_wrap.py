@@ -10,6 +10,7 @@ import pytest
 import keras_coda
 from keras_coda.conversion import registry
 from keras_coda.conversion.unsupported import UNSUPPORTED
+from tests.backend_helpers import same_on_every_backend
 from tests.conversion.models import BERT
 from tests.conversion.models import assert_close
 from tests.conversion.models import bert_backbone
@@ -48,6 +49,7 @@ def test_bad_arguments(arguments, error, match):
     assert len(backbone.trainable_weights) == len(backbone.weights)
 
 
+@same_on_every_backend
 def test_numbers_of_other_types_are_kept_in_files(tmp_path):
     coda = keras_coda.coda_wrap(
         bert_backbone(),
@@ -63,6 +65,7 @@ def test_numbers_of_other_types_are_kept_in_files(tmp_path):
     assert_close(predict(loaded, bert_inputs()), predict(coda, bert_inputs()))
 
 
+@same_on_every_backend
 def test_cloning_says_what_to_do_instead():
     coda = keras_coda.coda_wrap(bert_backbone(), adapter_dim=2)
     with pytest.raises(NotImplementedError, match="type.model..from_config"):
@@ -213,6 +216,7 @@ def warned(model):
     return any("routers of this model" in str(w.message) for w in caught)
 
 
+@same_on_every_backend
 def test_predicting_with_new_routers_warns_once(tmp_path):
     coda = keras_coda.coda_wrap(bert_backbone(), reduction_factor=1)
     assert not warned(coda)

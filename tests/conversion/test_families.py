@@ -28,7 +28,7 @@ from tests.conversion.models import randomize
 from tests.conversion.tiny import tiny_models
 
 # PyTorch compiles nothing, and has most turns.
-TURNS = (*2 * ["torch"], "tensorflow", *5 * ["torch"], "jax", *3 * ["torch"])
+TURNS = (*2 * ["torch"], "tensorflow", *2 * ["torch"], "jax", *6 * ["torch"])
 
 
 def parametrize(names):

@@ -7,6 +7,7 @@ import keras_coda
 from keras_coda.conversion.trained_weights import trained_weights
 from keras_coda.layers.partly_frozen import lora_layers
 from keras_coda.layers.partly_frozen import lora_weights
+from tests.backend_helpers import slow_to_compile
 from tests.conversion.models import assert_close
 from tests.conversion.models import bert_backbone
 from tests.conversion.models import bert_inputs
@@ -56,6 +57,7 @@ def test_fresh_lora_changes_nothing_and_is_trained(family):
             assert (id(weight) in trainable) == is_lora
 
 
+@slow_to_compile
 def test_training_leaves_the_dense_model_as_it_is(dense):
     expected = compute(dense, bert_inputs())
     coda = lora_classifier(dense, seed=1)

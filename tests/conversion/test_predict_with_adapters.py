@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import keras_coda
+from tests.backend_helpers import same_on_every_backend
 from tests.conversion import models
 from tests.conversion.tiny import tiny_models
 
@@ -113,6 +114,7 @@ def test_models_with_other_heads_are_called_apart(converted):
         )
 
 
+@same_on_every_backend
 def test_pairs_of_texts_are_two_columns():
     dense = models.text_classifier()
     coda = keras_coda.coda_wrap(dense, reduction_factor=1)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import text_data
 
+from tests.backend_helpers import slow_to_compile
 from tests.examples import FOLDER
 from tests.examples.conftest import WORDS
 from tests.examples.conftest import write_csv
@@ -182,6 +183,7 @@ class TestLoadClassifier:
             assert np.all(before != after)
 
 
+@slow_to_compile
 def test_script(preset, tmp_path):
     """The whole script, as its users run it."""
     output = tmp_path / "adapter.safetensors"

@@ -26,7 +26,6 @@ OWN = {
     ],
     "jax": [
         ("tf_saved_model", "bert", {"sequence_length": 12}),
-        ("tf_saved_model", "vit", {}),
         ("tf_saved_model", "int8", {}),
     ],
     "torch": [

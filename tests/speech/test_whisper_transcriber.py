@@ -6,6 +6,7 @@ from keras import ops
 import keras_coda
 from keras_coda.speech import WhisperTranscriber
 from tests.backend_helpers import same_on_every_backend
+from tests.backend_helpers import slow_to_compile
 from tests.conversion import models
 
 END, START = 30, 31
@@ -70,7 +71,9 @@ def greedy(backbone, features):
     return token_ids[:, 2:]
 
 
-@pytest.mark.parametrize("is_converted", [False, True])
+@pytest.mark.parametrize(
+    "is_converted", [pytest.param(False, marks=slow_to_compile), True]
+)
 def test_writes_what_a_decoder_without_a_cache_does(is_converted):
     backbone = whisper()
     if is_converted:

@@ -114,6 +114,7 @@ def test_all_inputs_are_trained_on_and_some_calibrated_on(monkeypatch):
     assert sizes == {"calibrated": 16, "aligned": 32}
 
 
+@slow_to_compile
 def test_bad_arguments():
     converted = keras_coda.coda_wrap(classifier())
     with pytest.raises(TypeError, match="must be a dense model"):

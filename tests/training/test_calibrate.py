@@ -44,10 +44,8 @@ def many(inputs, times=20):
     return keras.tree.map_structure(extend, inputs)
 
 
-@pytest.mark.parametrize(
-    "family",
-    ["bert", *(pytest.param(x, marks=slow_to_compile) for x in ("t5", "vit"))],
-)
+@slow_to_compile
+@pytest.mark.parametrize("family", ["bert", "t5", "vit"])
 def test_hidden_states_start_closer(family):
     make_backbone, make_inputs = MODELS[family]
     dense, inputs = make_backbone(), many(make_inputs())
@@ -193,6 +191,7 @@ def test_routing_regression_by_hand():
     assert correlation == pytest.approx(expected_correlation)
 
 
+@slow_to_compile
 def test_blocks_that_attend_k_to_k_route_together(monkeypatch):
     observed = []
 
@@ -210,6 +209,7 @@ def test_blocks_that_attend_k_to_k_route_together(monkeypatch):
     assert np.array_equal(first, second)
 
 
+@slow_to_compile
 def test_routers_that_choose_nothing_are_kept():
     coda = keras_coda.coda_wrap(bert_backbone(), reduction_factor=[1, 3])
     kernels = [np.array(b.router.kernel) for b in coda.conditional_blocks]

@@ -116,6 +116,7 @@ def test_trains_what_it_should(make, all_weights):
     assert any(changed) == all_weights
 
 
+@slow_to_compile
 def test_a_task_keeps_its_own_head_and_tokenizer():
     dense = keras_hub.models.BertMaskedLM(
         bert_backbone(vocabulary_size=13),

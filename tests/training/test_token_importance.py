@@ -9,6 +9,7 @@ from keras_coda.layers.routing_scope import RoutingScope
 from keras_coda.training.inputs import make_batches
 from keras_coda.training.observed import Observed
 from keras_coda.training.token_importance import TokenImportance
+from tests.backend_helpers import slow_to_compile
 from tests.conversion.models import bert_backbone
 from tests.conversion.models import bert_inputs
 from tests.conversion.models import randomize
@@ -66,6 +67,7 @@ def test_slopes_are_those_of_finite_differences(what):
     assert bool(second[:, 1:].any()) == (what == "tokens")
 
 
+@slow_to_compile
 def test_batches_of_other_shapes():
     coda = keras_coda.coda_wrap(bert_backbone())
     coda.trainable = False

@@ -2,16 +2,19 @@ import keras_hub
 import numpy as np
 
 import keras_coda
+from tests.backend_helpers import slow_to_compile
 from tests.conversion.families.generation_test import GenerationTest
 from tests.conversion.models import assert_close
 from tests.conversion.models import compute
 from tests.conversion.tiny import tiny_models
 
 
+@slow_to_compile
 class TestT5Gemma(GenerationTest):
     backbone = "T5GemmaBackbone"
 
 
+@slow_to_compile
 class TestT5Gemma2(GenerationTest):
     backbone = "T5Gemma2Backbone"
 
