@@ -1,5 +1,7 @@
 """Where backends differ, but in exporting: all that asks for the backend."""
 
+import math
+
 import keras
 import numpy as np
 
@@ -15,9 +17,15 @@ def shards_batches():
 def fuses_sums():
     """Whether a sum is fused with what makes its terms.
 
-    Where it is not, each sum is a pass over memory.
+    Where it is not, each sum is a pass over memory. On TensorFlow it is with
+    `jit_compile=True` alone.
     """
-    return keras.config.backend() != "torch"
+    return keras.config.backend() == "jax"
+
+
+def adds_in_place():
+    """Whether a tensor can be changed."""
+    return keras.config.backend() == "torch"
 
 
 def fuses_reductions():
@@ -28,6 +36,32 @@ def fuses_reductions():
 def fuses_attention():
     """Whether `keras.ops.dot_product_attention` is more than its parts."""
     return keras.config.backend() != "tensorflow"
+
+
+def multiply_and_add_bias(inputs, kernel, bias, num_contracted=1):
+    """`inputs @ kernel + bias` in one pass, on PyTorch and TensorFlow.
+
+    Args:
+        inputs: tensor whose last `num_contracted` axes are the kernel's first.
+        kernel: tensor of any number of axes.
+        bias: tensor of the other axes of the kernel.
+        num_contracted: int >= 1.
+    """
+    if keras.config.backend() == "torch":
+        return add_product(bias, inputs, kernel, num_contracted)
+    import tensorflow as tf
+
+    units = kernel.shape[num_contracted:]
+    shape = (*keras.ops.shape(inputs)[:-num_contracted], *units)
+    width = math.prod(units)
+    kernel = tf.reshape(kernel, (-1, width))
+    # Of matrices alone, TensorFlow fuses it: Keras multiplies tensors, whose
+    # outputs are reshaped before the sum.
+    outputs = tf.nn.bias_add(
+        tf.matmul(tf.reshape(inputs, (-1, kernel.shape[0])), kernel),
+        tf.reshape(bias, (width,)),
+    )
+    return tf.reshape(outputs, shape)
 
 
 def add_product(terms, inputs, kernel, num_contracted=1, scale=1.0):

@@ -6,15 +6,17 @@ import keras
 from keras import ops
 
 from keras_coda.backend_differences import add_product
+from keras_coda.backend_differences import adds_in_place
 from keras_coda.backend_differences import fuses_sums
+from keras_coda.backend_differences import multiply_and_add_bias
 
 
 def call_dense(layer, inputs, **arguments):
     """What a dense layer returns, without Keras's call where that is slow.
 
-    On PyTorch nothing fuses the addition of the bias, which is a pass over the
-    outputs, and Keras's call of a layer takes as long as the product of a few
-    rows.
+    On PyTorch and TensorFlow nothing fuses Keras's addition of the bias, which
+    is a pass over the outputs, and on PyTorch its call of a layer takes as long
+    as the product of a few rows.
 
     Args:
         layer: any layer. A `keras.layers.Dense`, or a
@@ -33,7 +35,7 @@ def call_dense(layer, inputs, **arguments):
         ops.cast(tensor, layer.compute_dtype)
         for tensor in (inputs, layer.kernel, layer.bias)
     )
-    outputs = add_product(bias, inputs, kernel, num_contracted)
+    outputs = multiply_and_add_bias(inputs, kernel, bias, num_contracted)
     return outputs if layer.activation is None else layer.activation(outputs)
 
 
@@ -46,8 +48,8 @@ def add_dense(inputs, layer, rows, scale=1.0):
         rows: tensor that the layer takes.
         scale: float.
     """
-    if fuses_sums() or inputs.dtype != rows.dtype:
-        outputs = layer(rows)
+    if not adds_in_place() or inputs.dtype != rows.dtype:
+        outputs = call_dense(layer, rows)
         if scale != 1:
             outputs = outputs * ops.cast(scale, outputs.dtype)
         return inputs + outputs

@@ -5,7 +5,7 @@ import math
 from keras import ops
 
 from keras_coda.backend_differences import add_rows_in_place
-from keras_coda.backend_differences import fuses_sums
+from keras_coda.backend_differences import adds_in_place
 from keras_coda.backend_differences import shards_batches
 
 
@@ -93,7 +93,7 @@ def add_rows(inputs, rows, indices, in_place=False):
         ops.reshape(rows, (-1, dim)),
         ops.reshape(_flat_indices(indices, length), (-1,)),
     )
-    saves_copy = in_place and not fuses_sums()
+    saves_copy = in_place and adds_in_place()
     outputs = add_rows_in_place(*flat) if saves_copy else _add(flat)
     return ops.reshape(outputs, (batch_size, length, dim))
 
