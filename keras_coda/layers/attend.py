@@ -138,6 +138,9 @@ def attend_heads(
 
 def weigh(scores, mask, bias):
     """The softmax of masked scores with a bias, each of them optional."""
+    if scores.shape[-1] == 1:
+        # Keras warns of a softmax of one number.
+        return ops.ones_like(scores)
     if bias is not None:
         scores = scores + ops.cast(bias, scores.dtype)
     if mask is not None:

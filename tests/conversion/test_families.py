@@ -2,7 +2,7 @@
 
 The identity on every backend, that of its tasks under PyTorch, which compiles
 nothing, the rest in turn: each family on one of the three, and on each backend
-some families.
+an encoder and a language model.
 """
 
 import itertools
@@ -28,7 +28,7 @@ from tests.conversion.models import randomize
 from tests.conversion.tiny import tiny_models
 
 # PyTorch compiles nothing, and has most turns.
-TURNS = (*2 * ["torch"], "tensorflow", *2 * ["torch"], "jax", *6 * ["torch"])
+TURNS = (*2 * ["torch"], "tensorflow", *2 * ["torch"], "jax", *13 * ["torch"])
 
 
 def parametrize(names):

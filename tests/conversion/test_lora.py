@@ -103,6 +103,7 @@ def test_adapter_file_holds_lora(dense, tmp_path):
         without_lora.load_adapter(path)
 
 
+@slow_to_compile
 def test_saved_model_goes_on_training(dense, tmp_path):
     coda = lora_classifier(dense, seed=1)
     expected = compute(coda, bert_inputs())

@@ -80,6 +80,7 @@ def test_the_error_is_relative_and_of_real_tokens():
     )
 
 
+@slow_to_compile
 def test_logits():
     dense = keras_hub.models.BertTextClassifier(bert_backbone(), num_classes=3)
     randomize(dense, seed=1)
@@ -100,13 +101,8 @@ def test_logits():
     assert flags == [w.trainable for w in dense.weights]
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"shortcut_dim": 2, "lora_rank": 2},
-        pytest.param({}, marks=slow_to_compile),
-    ],
-)
+@slow_to_compile
+@pytest.mark.parametrize("settings", [{"shortcut_dim": 2, "lora_rank": 2}, {}])
 def test_the_fine_tuned_model_itself_as_target(settings):
     dense = keras_hub.models.BertTextClassifier(bert_backbone(), num_classes=3)
     coda = keras_coda.coda_wrap(dense, reduction_factor=1, **settings)
