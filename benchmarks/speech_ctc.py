@@ -2,7 +2,7 @@
 
     KERAS_BACKEND=jax python benchmarks/speech_ctc.py
     KERAS_BACKEND=torch python benchmarks/speech_ctc.py --pretrain-epochs 3 \\
-        --base-epochs 15 --epochs 6 --learning-rates 3e-3
+        --base-epochs 15 --learning-rates 3e-3
 
 The first is for a GPU; the second, of fewer epochs, takes an hour on one core.
 
