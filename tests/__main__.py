@@ -6,6 +6,7 @@ import sys
 import time
 
 BACKENDS = ("tensorflow", "jax", "torch")
+PYTEST = (sys.executable, "-m", "pytest", "-n", "2", "--durations", "20")
 
 # Tiny models are compiled often and run once.
 XLA_FLAGS = (
@@ -28,7 +29,7 @@ def main():
         print(f"\n=== KERAS_BACKEND={backend} ===", flush=True)
         start = time.monotonic()
         results[backend] = subprocess.run(
-            [sys.executable, "-m", "pytest", "-n", "2", *sys.argv[1:]],
+            [*PYTEST, *sys.argv[1:]],
             env={
                 "TF_CPP_MIN_LOG_LEVEL": "3",
                 "XLA_FLAGS": XLA_FLAGS,

@@ -30,8 +30,10 @@ PUBLIC = public_objects(keras_coda, "keras_coda")
 # They compile for long, and their parts are tested on every backend.
 SLOW_TO_COMPILE = (
     "keras_coda.analysis.plot_budget",
+    "keras_coda.callbacks.ReductionSchedule",
     "keras_coda.speech.WhisperTranscriber",
     "keras_coda.training.accelerate",
+    "keras_coda.training.pretrain",
 )
 
 

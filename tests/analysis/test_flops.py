@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 import keras_coda
+from tests.backend_helpers import same_on_every_backend
 from tests.conversion.models import bert_backbone
 from tests.conversion.models import t5_backbone
 from tests.conversion.models import vit_backbone
+
+pytestmark = same_on_every_backend
 
 # One block as wide as a real one: the rest, which is not counted, is little.
 WIDE = {

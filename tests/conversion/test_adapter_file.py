@@ -81,6 +81,7 @@ def test_file_is_small(path):
     )
 
 
+@slow_to_compile
 def test_bfloat16_backbone_takes_a_float32_adapter(path):
     task = classifier(bert_backbone(dtype="bfloat16"), seed=2)
     task.load_adapter(path)

@@ -14,6 +14,7 @@ from keras_coda.conversion.trained_weights import trained_weights
 from tests import reference
 from tests.backend_helpers import BACKEND
 from tests.backend_helpers import same_on_every_backend
+from tests.backend_helpers import slow_to_compile
 from tests.backend_helpers import to_numpy
 from tests.conversion.models import assert_changed_and_blind_to_padding
 from tests.conversion.models import assert_close
@@ -122,6 +123,7 @@ def test_which_families_take_a_prefix():
     assert len(dense.trainable_weights) == len(dense.weights)
 
 
+@slow_to_compile
 @each_adapter
 def test_only_adapters_norms_and_head_are_trained(adapter):
     dense = classifier(dropout=0.0)

@@ -163,6 +163,7 @@ def test_dense_without_a_prompt():
     )
 
 
+@slow_to_compile
 @every_model
 def test_lora_beside_adapters_is_merged(name):
     coda = keras_coda.coda_wrap(

@@ -11,6 +11,7 @@ import keras_coda
 from keras_coda.conversion import registry
 from keras_coda.conversion.unsupported import UNSUPPORTED
 from tests.backend_helpers import same_on_every_backend
+from tests.backend_helpers import slow_to_compile
 from tests.conversion.models import BERT
 from tests.conversion.models import assert_close
 from tests.conversion.models import bert_backbone
@@ -325,6 +326,7 @@ def test_reduction_factor_within_fit():
     assert first != pytest.approx(second, rel=1e-3)
 
 
+@slow_to_compile
 def test_training_leaves_the_dense_task_as_it_was():
     dense = keras_hub.models.BertTextClassifier(bert_backbone(), num_classes=2)
     expected = predict(dense, bert_inputs())

@@ -14,6 +14,7 @@ from keras_coda.layers.partly_frozen import lora_layers
 from keras_coda.training.cost import timed_models
 from tests.backend_helpers import BACKEND
 from tests.backend_helpers import same_on_every_backend
+from tests.backend_helpers import slow_to_compile
 from tests.conversion.models import assert_close
 from tests.conversion.models import bert_backbone
 from tests.conversion.models import bert_inputs
@@ -168,6 +169,7 @@ def test_trained_before_and_after(mode, tmp_path):
     assert_close(predict(loaded, bert_inputs()), expected)
 
 
+@slow_to_compile
 def test_presets(tmp_path):
     task = classifier(seed=1)
     task.quantize("int4")
@@ -242,6 +244,7 @@ def test_float8_before_conversion(tmp_path):
     assert_close(compute(loaded, bert_inputs()), compute(task, bert_inputs()))
 
 
+@slow_to_compile
 def test_memory():
     task = classifier(bert_backbone(hidden_dim=128, intermediate_dim=512))
     frozen = {id(w) for w in task.weights} - {

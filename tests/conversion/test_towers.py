@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import keras_coda
+from tests.backend_helpers import same_on_every_backend
 from tests.backend_helpers import slow_to_compile
 from tests.conversion.models import assert_close
 from tests.conversion.models import compute
@@ -68,6 +69,7 @@ def test_towers_are_converted(prefix):
         assert_close(getattr(coda, embed)(inputs[key]), expected)
 
 
+@same_on_every_backend
 @every_pair
 @pytest.mark.parametrize("lora_rank", [None, 2])
 def test_files_do_not_depend_on_names(prefix, lora_rank, tmp_path):

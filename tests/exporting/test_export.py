@@ -37,9 +37,9 @@ OWN = {
 }[BACKEND]
 # What it has another backend write.
 OTHER = {
-    "tensorflow": ("torch", {"sequence_length": (12, 5)}),
-    "jax": ("tf_saved_model", {}),
-    "torch": ("tf_saved_model", {}),
+    "tensorflow": [("torch", {"sequence_length": (12, 5)})],
+    "jax": [],
+    "torch": [("tf_saved_model", {})],
 }[BACKEND]
 
 
@@ -72,15 +72,15 @@ def test_artefacts_compute_what_the_model_does(classifier, vit, tmp_path):
             **kwargs,
         )
     # The encoder of T5 alone, by way of another process.
-    format, kwargs = OTHER
-    checks.export(
-        all_models["t5"],
-        "encoder",
-        format,
-        FIXED_LENGTH if kwargs else ANY_LENGTH,
-        outputs="encoder_sequence_output",
-        **kwargs,
-    )
+    for format, kwargs in OTHER:
+        checks.export(
+            all_models["t5"],
+            "encoder",
+            format,
+            FIXED_LENGTH if kwargs else ANY_LENGTH,
+            outputs="encoder_sequence_output",
+            **kwargs,
+        )
 
     # The models go on, and what is exported later has what they are then.
     models.assert_close(classifier.get_weights(), before, atol=0)

@@ -79,7 +79,7 @@ def whisper():
     [
         (bert, False),
         pytest.param(bert, True, marks=slow_to_compile),
-        (t5, False),
+        pytest.param(t5, False, marks=slow_to_compile),
         pytest.param(vit, False, marks=slow_to_compile),
         pytest.param(whisper, False, marks=slow_to_compile),
     ],
@@ -152,6 +152,7 @@ def span_corruption(tokenizer, vocabulary_size=112, seed=0):
     )
 
 
+@slow_to_compile
 def test_span_corruption_batches():
     tokenizer = t5_tokenizer()
     objective = span_corruption(tokenizer)
@@ -178,6 +179,7 @@ def test_span_corruption_batches():
     assert not weights[3:].any()
 
 
+@slow_to_compile
 def test_sentinels_need_room():
     tokenizer = t5_tokenizer()
     with pytest.raises(ValueError, match="has 50 rows, the tokenizer 11 tok"):

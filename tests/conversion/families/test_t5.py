@@ -25,6 +25,14 @@ class TestT5(FamilyTest):
     def norm_parameters(self):
         return (2 + 2 * NUM_LAYERS + 3 * NUM_LAYERS) * HIDDEN_DIM
 
+    @slow_to_compile
+    def test_saving(self, tmp_path):
+        super().test_saving(tmp_path)
+
+    @slow_to_compile
+    def test_freezing_survives_toggling_and_reloading(self, tmp_path):
+        super().test_freezing_survives_toggling_and_reloading(tmp_path)
+
     def test_plain_feedforward(self):
         dense = self.dense_backbone(use_gated_activation=False)
         expected = compute(dense, self.inputs())
