@@ -112,9 +112,8 @@ def make_models(arguments):
 
 
 def export(arguments):
-    """Writes the artefacts of one length, and what arithmetic allows."""
+    """Writes what artefacts a length lacks, and what arithmetic allows."""
     import keras_coda
-    from keras_coda.exporting.formats import FORMATS
 
     length = arguments.export
     models = make_models(arguments)
@@ -123,21 +122,21 @@ def export(arguments):
         for name, model in models.items()
         if name != "dense"
     }
-    for runtime in RUNTIMES.values():
-        if runtime.format is None or runtime.is_int8:
-            continue
+    asked = {RUNTIMES[name].format for name in arguments.runtimes.split(";")}
+    for format in asked - {None}:
         for name, model in models.items():
-            path = artefact(arguments, runtime, name, length)
+            path = artefact(arguments, Runtime(format=format), name, length)
+            if path.exists():
+                continue
             keras_coda.export(
                 model,
                 path,
-                format=runtime.format,
+                format=format,
                 sequence_length=length,
                 verbose=False,
             )
-            if runtime.format == "onnx":
+            if format == "onnx":
                 quantize(path, artefact_int8(path))
-    assert set(FORMATS) == {r.format for r in RUNTIMES.values()} - {None}
     limits_path(arguments, length).write_text(json.dumps(limits))
 
 
@@ -255,7 +254,12 @@ class Worker:
 
 
 def start(backend, arguments, *further, **streams):
-    command = [sys.executable, __file__, f"--artefacts={arguments.artefacts}"]
+    command = [
+        sys.executable,
+        __file__,
+        f"--artefacts={arguments.artefacts}",
+        f"--runtimes={arguments.runtimes}",
+    ]
     if arguments.quick:
         command.append("--quick")
     return subprocess.Popen(
@@ -269,10 +273,9 @@ def start(backend, arguments, *further, **streams):
 
 def run(length, arguments):
     """Records of one length."""
-    if not limits_path(arguments, length).exists():
-        process = start("tensorflow", arguments, f"--export={length}")
-        if process.wait():
-            raise RuntimeError(f"{process.args} failed")
+    process = start("tensorflow", arguments, f"--export={length}")
+    if process.wait():
+        raise RuntimeError(f"{process.args} failed")
     limits = json.loads(limits_path(arguments, length).read_text())
     batch_sizes = list(map(int, arguments.batch_sizes.split(",")))
     names = arguments.runtimes.split(";")
