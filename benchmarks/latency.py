@@ -114,7 +114,9 @@ def make_models(arguments):
 def export(arguments):
     """Writes what artefacts a length lacks, and what arithmetic allows."""
     import keras_coda
+    from keras_coda.exporting.formats import FORMATS
 
+    assert set(FORMATS) == {r.format for r in RUNTIMES.values()} - {None}
     length = arguments.export
     models = make_models(arguments)
     limits = {
@@ -126,16 +128,15 @@ def export(arguments):
     for format in asked - {None}:
         for name, model in models.items():
             path = artefact(arguments, Runtime(format=format), name, length)
-            if path.exists():
-                continue
-            keras_coda.export(
-                model,
-                path,
-                format=format,
-                sequence_length=length,
-                verbose=False,
-            )
-            if format == "onnx":
+            if not path.exists():
+                keras_coda.export(
+                    model,
+                    path,
+                    format=format,
+                    sequence_length=length,
+                    verbose=False,
+                )
+            if format == "onnx" and not artefact_int8(path).exists():
                 quantize(path, artefact_int8(path))
     limits_path(arguments, length).write_text(json.dumps(limits))
 

@@ -38,7 +38,7 @@ def fuses_attention():
     return keras.config.backend() != "tensorflow"
 
 
-def multiply_and_add_bias(inputs, kernel, bias, num_contracted=1):
+def multiply_and_add_bias(inputs, kernel, bias, num_contracted):
     """`inputs @ kernel + bias` in one pass, on PyTorch and TensorFlow.
 
     Args:

@@ -9,8 +9,8 @@ from tests.exporting.artefacts import Checks
 # A fresh process runs what a part of the families gave, because importing
 # takes seconds.
 NUM_PARTS = 2
-# They have blocks and inputs of another family that is served here, or in
-# `test_export.py`.
+# They have blocks and inputs of another family that is served here, in
+# `test_export.py` or in `test_serve.py` of the examples.
 LIKE_ANOTHER = (
     "AlbertBackbone",
     "BertBackbone",

@@ -12,6 +12,7 @@ from keras_coda.training.masked_patches import MaskedPatchesObjective
 from keras_coda.training.masked_patches import from_patches
 from keras_coda.training.masked_patches import to_patches
 from keras_coda.training.span_corruption import SpanCorruptionObjective
+from tests.backend_helpers import same_on_every_backend
 from tests.backend_helpers import slow_to_compile
 from tests.conversion.models import bert_backbone
 from tests.conversion.models import predict
@@ -152,7 +153,7 @@ def span_corruption(tokenizer, vocabulary_size=112, seed=0):
     )
 
 
-@slow_to_compile
+@same_on_every_backend
 def test_span_corruption_batches():
     tokenizer = t5_tokenizer()
     objective = span_corruption(tokenizer)
@@ -179,7 +180,7 @@ def test_span_corruption_batches():
     assert not weights[3:].any()
 
 
-@slow_to_compile
+@same_on_every_backend
 def test_sentinels_need_room():
     tokenizer = t5_tokenizer()
     with pytest.raises(ValueError, match="has 50 rows, the tokenizer 11 tok"):
