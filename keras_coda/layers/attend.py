@@ -136,7 +136,7 @@ def attend_heads(
     return ops.einsum("bhkm,bmhe->bkhe", weights, value)
 
 
-def weigh(scores, mask, bias):
+def weigh(scores, mask=None, bias=None):
     """The softmax of masked scores with a bias, each of them optional."""
     if scores.shape[-1] == 1:
         # Keras warns of a softmax of one number.

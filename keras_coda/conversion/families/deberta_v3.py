@@ -11,7 +11,7 @@ from keras_coda.conversion.encoder_block import find_part
 from keras_coda.conversion.family import Family
 from keras_coda.conversion.registration import register_family
 from keras_coda.layers import ConditionalTransformerBlock
-from keras_coda.ops.masking import mask_scores
+from keras_coda.layers.attend import weigh
 
 
 class DebertaV3EncoderBlock(EncoderBlock):
@@ -52,9 +52,10 @@ class DebertaV3EncoderBlock(EncoderBlock):
         # As in KerasHub: at least float32.
         dtype = keras.backend.result_type(scores.dtype, "float32")
         scores = ops.cast(scores, dtype)
-        if routed.mask is not None:
-            scores = mask_scores(scores, ops.expand_dims(routed.mask, 1))
-        weights = ops.cast(ops.softmax(scores), self.compute_dtype)
+        mask = routed.mask
+        if mask is not None:
+            mask = ops.expand_dims(mask, 1)
+        weights = ops.cast(weigh(scores, mask), self.compute_dtype)
         attended = ops.einsum(
             "bhkm,bmhd->bkhd",
             dropout(weights, training=training),
