@@ -165,11 +165,14 @@ def keep(path, weights, train):
 
 
 def load(weights, path):
-    """Gives weights the values that are kept; returns the notes."""
+    """Gives weights the values that are kept; returns the notes.
+
+    Others of the weights, which a model has beyond, stay as they are.
+    """
     with np.load(path) as file:
-        for name, weight in weights.items():
-            if name in file:
-                weight.assign(file[name])
+        for name in file:
+            if name != "notes":
+                weights[name].assign(file[name])
         return json.loads(str(file["notes"]))
 
 

@@ -154,17 +154,21 @@ def pretrain(
 
 
 def _find_objective(backbone):
-    for task_cls in registry.tasks_of(type(backbone)):
-        for kind, objective_cls in _OBJECTIVES.items():
-            if issubclass(task_cls, kind):
-                return task_cls, objective_cls
     inputs, outputs = encoder_tensors(backbone)
-    if find_frames(inputs) and keras.utils.is_keras_tensor(outputs):
+    frames = find_frames(inputs)
+    if frames is None:
+        for task_cls in registry.tasks_of(type(backbone)):
+            for kind, objective_cls in _OBJECTIVES.items():
+                if issubclass(task_cls, kind):
+                    return task_cls, objective_cls
+    # One feature a frame is raw audio, as Moonshine takes it.
+    elif inputs[frames].shape[-1] != 1 and keras.utils.is_keras_tensor(outputs):
         return None, MaskedFramesObjective
     raise TypeError(
         "`coda` must have a family with a masked language model, a "
-        "sequence-to-sequence model or an image classifier, or take frames of "
-        "features, of shape (batch_size, frames, features). "
+        "sequence-to-sequence model that reads texts or an image classifier, "
+        "or take frames of features, of shape (batch_size, frames, features), "
+        "not raw audio. "
         f"Received: a backbone of type {type(backbone).__name__}"
     )
 

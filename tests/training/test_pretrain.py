@@ -19,6 +19,7 @@ from tests.conversion.models import predict
 from tests.conversion.models import t5_backbone
 from tests.conversion.models import vit_backbone
 from tests.conversion.models import vit_inputs
+from tests.conversion.tiny.moonshine import MOONSHINE
 from tests.conversion.tiny.whisper import WHISPER
 
 WORDS = ["the", "cat", "sat", "on", "mat", "dog", "ran", "to"]
@@ -231,3 +232,11 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="`reduction_factor` must be at least"):
         pretrain(coda, x, reduction_factor=0.5, **arguments)
     assert coda.reduction_factor == 4
+
+
+@same_on_every_backend
+def test_a_family_without_an_objective():
+    dense = keras_hub.models.MoonshineBackbone(**MOONSHINE)
+    coda = keras_coda.coda_wrap(dense)
+    with pytest.raises(TypeError, match="not raw audio.*MoonshineBackbone"):
+        keras_coda.training.pretrain(coda, np.zeros((2, 4000, 1), "float32"))
