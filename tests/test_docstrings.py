@@ -33,6 +33,7 @@ SLOW_TO_COMPILE = (
     "keras_coda.callbacks.ReductionSchedule",
     "keras_coda.speech.WhisperTranscriber",
     "keras_coda.training.accelerate",
+    "keras_coda.training.calibrate",
     "keras_coda.training.pretrain",
 )
 

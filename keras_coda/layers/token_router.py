@@ -135,22 +135,24 @@ class TokenRouter(keras.layers.Layer):
                 initializer=self.kernel_initializer,
             )
 
-    def call(self, inputs, mask=None, pinned=None, num_routed=None):
+    def call(
+        self, inputs, mask=None, pinned=None, num_routed=None, training=None
+    ):
         if mask is not None:
             validate_mask_shape("mask", mask, tuple(inputs.shape[:2]))
             mask = ops.cast(mask, "bool")
         length = ops.shape(inputs)[1]
         most = self.routed_length(length)
-        scores = self._scores(inputs)
         if pinned is not None:
             validate_mask_shape("pinned", pinned, tuple(inputs.shape[:2]))
             pinned = self.pinned_tokens(inputs, mask, pinned)
         if self.routes_all(length):
             positions = ops.arange(length, dtype="int32")
             return (
-                self._route_all(scores, mask, pinned),
-                ops.broadcast_to(positions, ops.shape(scores)),
+                self._route_all(inputs, mask, pinned, training),
+                ops.broadcast_to(positions, ops.shape(inputs)[:2]),
             )
+        scores = self._scores(inputs)
         if pinned is not None:
             first = ops.where(pinned, ops.full_like(scores, 1e30), scores)
             indices = best_positions(first, most, mask)[:, :most]
@@ -270,7 +272,12 @@ class TokenRouter(keras.layers.Layer):
         )
         return ops.where(pinned, ops.ones_like(weights), weights)
 
-    def _route_all(self, scores, mask, pinned):
+    def _route_all(self, inputs, mask, pinned, training):
+        if self.router in ("exact", "first_k") and training is False:
+            # Scores, which nothing depends on, would be a pass over all tokens,
+            # and keep XLA from fusing others.
+            return ops.ones(ops.shape(inputs)[:2], "float32")
+        scores = self._scores(inputs)
         if self.router in ("exact", "first_k"):
             # The constant 1, whose gradient in the scores is 0 and not absent.
             return 1.0 + 0.0 * scores
@@ -291,7 +298,7 @@ class TokenRouter(keras.layers.Layer):
         return None
 
     def compute_output_spec(
-        self, inputs, mask=None, pinned=None, num_routed=None
+        self, inputs, mask=None, pinned=None, num_routed=None, training=None
     ):
         batch_size, length = inputs.shape[:2]
         num_routed = None if length is None else self.routed_length(length)

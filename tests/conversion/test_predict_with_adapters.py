@@ -6,6 +6,7 @@ import pytest
 
 import keras_coda
 from tests.backend_helpers import same_on_every_backend
+from tests.backend_helpers import slow_to_compile
 from tests.conversion import models
 from tests.conversion.tiny import tiny_models
 
@@ -27,6 +28,7 @@ def converted():
     return made
 
 
+@slow_to_compile
 def test_each_row_is_what_its_adapter_predicts_alone(converted):
     inputs = models.bert_inputs(lengths=LENGTHS)
     outputs = keras_coda.predict_with_adapters(

@@ -226,6 +226,7 @@ def test_adapters_move_between_ways_to_quantize(tmp_path):
         coda.load_adapter(path)
 
 
+@slow_to_compile
 def test_float8_before_conversion(tmp_path):
     dense = quantized(bert_backbone(num_layers=1), "float8")
     expected = compute(dense, bert_inputs())

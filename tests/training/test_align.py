@@ -65,6 +65,7 @@ def test_no_error_at_reduction_factor_1():
     assert history.history["hidden_error"][0] < 1e-10
 
 
+@slow_to_compile
 def test_the_error_is_relative_and_of_real_tokens():
     dense, inputs = bert_backbone(num_layers=1), bert_inputs()
     coda = keras_coda.coda_wrap(dense, reduction_factor=4)

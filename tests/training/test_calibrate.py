@@ -398,6 +398,7 @@ def test_a_speedup_out_of_reach():
         assert coda.reduction_factor == 2
 
 
+@slow_to_compile
 def test_an_interrupted_search_leaves_the_factors(monkeypatch):
     coda = keras_coda.coda_wrap(
         bert_backbone(), reduction_factor=[2, 3], adapter_dim=1
@@ -412,6 +413,7 @@ def test_an_interrupted_search_leaves_the_factors(monkeypatch):
     assert coda.reduction_factor == [2, 3]
 
 
+@slow_to_compile
 def test_trainable_weights_stay_trainable():
     coda = keras_coda.coda_wrap(bert_backbone(), shortcut_dim=2)
     before = [weight.path for weight in coda.trainable_weights]
