@@ -18,6 +18,8 @@ Writes latency.json and .md.
 
 import argparse
 import contextlib
+import functools
+import itertools
 import json
 import os
 import pathlib
@@ -118,27 +120,27 @@ def export(arguments):
 
     assert set(FORMATS) == {r.format for r in RUNTIMES.values()} - {None}
     length = arguments.export
-    models = make_models(arguments)
-    limits = {
-        name: keras_coda.analysis.flops(model, length).ratio
-        for name, model in models.items()
-        if name != "dense"
-    }
-    asked = {RUNTIMES[name].format for name in arguments.runtimes.split(";")}
-    for format in asked - {None}:
-        for name, model in models.items():
-            path = artefact(arguments, Runtime(format=format), name, length)
-            if not path.exists():
-                keras_coda.export(
-                    model,
-                    path,
-                    format=format,
-                    sequence_length=length,
-                    verbose=False,
-                )
-            if format == "onnx" and not artefact_int8(path).exists():
-                quantize(path, artefact_int8(path))
-    limits_path(arguments, length).write_text(json.dumps(limits))
+    models = functools.cache(lambda: make_models(arguments))
+    if not limits_path(arguments, length).exists():
+        limits = {
+            name: keras_coda.analysis.flops(models()[name], length).ratio
+            for name in MODELS[1:]
+        }
+        limits_path(arguments, length).write_text(json.dumps(limits))
+    runtimes = [RUNTIMES[name] for name in arguments.runtimes.split(";")]
+    formats = {runtime.format for runtime in runtimes} - {None}
+    for format, name in itertools.product(formats, MODELS):
+        path = artefact(arguments, Runtime(format=format), name, length)
+        if not path.exists():
+            keras_coda.export(
+                models()[name],
+                path,
+                format=format,
+                sequence_length=length,
+                verbose=False,
+            )
+        if format == "onnx" and not artefact_int8(path).exists():
+            quantize(path, artefact_int8(path))
 
 
 def artefact(arguments, runtime, name, length):
@@ -341,17 +343,15 @@ def compare(arguments):
         arguments.artefacts.mkdir(parents=True, exist_ok=True)
         for length in map(int, arguments.lengths.split(",")):
             records += run(length, arguments)
-    table = timing.markdown_table(records)
-    print(table)
     name = "latency-quick" if arguments.quick else "latency"
     path = (arguments.output or timing.RESULTS) / f"{name}.json"
-    versions = timing.versions() | {
+    setup = {
         module: __import__(module).__version__
         for module in ("jax", "onnxruntime", "tensorflow", "torch")
     }
-    content = {"versions": versions, "rounds": arguments.rounds}
-    timing.write_json(path, content | {"records": records})
-    timing.write(path.with_suffix(".md"), table)
+    setup["rounds"] = arguments.rounds
+    names = ("n", "batch", "runtime")
+    print(timing.write_run(path, setup, records, names))
 
 
 if __name__ == "__main__":

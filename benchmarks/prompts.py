@@ -16,7 +16,8 @@ logits (`prompt_length=0`); the row "r = 1, logits of the response" has not. The
 limit is what multiply-adds allow in a prefill, whose last block computes keys
 and values alone, also at r = 1. `--memory` adds the peak memory of a training
 step over that of the loaded model, each measured in a process of its own.
-Writes prompts-BACKEND.json and .md.
+Writes prompts-BACKEND.json and .md, and keeps what others measured of other
+shapes and lengths.
 """
 
 import argparse
@@ -252,24 +253,17 @@ def main():
         measure_memory(arguments.measure_memory_of)
         return
     path = timing.results_path("prompts", arguments)
-    records = []
+    setup = {
+        "dtype": arguments.dtype,
+        "batch_size": arguments.batch_size,
+        "num_layers": NUM_LAYERS,
+        "rounds": arguments.rounds,
+    }
     for name in arguments.shapes.split(","):
         for length in map(int, arguments.lengths.split(",")):
             keras.utils.clear_session()
-            records += run(name, length, arguments)
-            timing.write_json(
-                path,
-                {
-                    "versions": timing.versions(),
-                    "dtype": arguments.dtype,
-                    "batch_size": arguments.batch_size,
-                    "num_layers": NUM_LAYERS,
-                    "rounds": arguments.rounds,
-                    "records": records,
-                },
-            )
-            table = timing.markdown_table(records)
-            timing.write(path.with_suffix(".md"), table)
+            records = run(name, length, arguments)
+            table = timing.write_run(path, setup, records, ("shape", "n"))
     print(table)
 
 

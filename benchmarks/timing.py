@@ -187,12 +187,54 @@ def write_json(path, content):
     write(path, json.dumps(content, indent=1) + "\n")
 
 
+def write_run(path, setup, records, names):
+    """Adds a run to those of a file, and writes the table of all beside it.
+
+    Records of earlier runs that ask the same are dropped. What is compared
+    should be of one run.
+
+    Args:
+        path: of the JSON file.
+        setup: dict of what the run depends on.
+        records: list of dicts.
+        names: the keys of a record that say what it asks.
+
+    Returns:
+        The table.
+    """
+
+    def question(record):
+        return [record[name] for name in names]
+
+    questions = list(map(question, records))
+    runs = json.loads(path.read_text())["runs"] if path.exists() else []
+    for run in runs:
+        run["records"] = [
+            record
+            for record in run["records"]
+            if question(record) not in questions
+        ]
+    runs = [run for run in runs if run["records"]]
+    runs.append({**versions(), **setup, "records": records})
+    table = markdown_table(
+        [
+            {"run": number, **record}
+            for number, run in enumerate(runs, start=1)
+            for record in run["records"]
+        ]
+    )
+    write_json(path, {"runs": runs})
+    write(path.with_suffix(".md"), table)
+    return table
+
+
 def markdown_table(rows):
-    """A Markdown table of a list of dicts with the same keys."""
+    """A Markdown table of a list of dicts; what one lacks is left empty."""
     if not rows:
         return ""
-    lines = [list(rows[0]), ["---"] * len(rows[0])]
-    lines += [[_format(value) for value in row.values()] for row in rows]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [names, ["---"] * len(names)]
+    lines += [[_format(row.get(name)) for name in names] for row in rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 

@@ -69,6 +69,8 @@ class TokenRouter(keras.layers.Layer):
         num_routed: optional int tensor of shape `(batch_size,)`, with `pinned`:
             how many tokens of each row are routed, at most k. The others among
             the k have weight 0.
+        training: optional bool. `False`, as in `predict`, leaves out scores
+            where all tokens are routed.
 
     Returns:
         A tuple `(weights, indices)`: float32 weights in `[0, 1]` and int32
