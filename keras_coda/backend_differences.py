@@ -33,6 +33,11 @@ def fuses_reductions():
     return keras.config.backend() == "jax"
 
 
+def lacks_gradients():
+    """Whether what a loss does not depend on has no gradient, in place of 0."""
+    return keras.config.backend() != "jax"
+
+
 def fuses_attention():
     """Whether `keras.ops.dot_product_attention` is more than its parts."""
     return keras.config.backend() != "tensorflow"

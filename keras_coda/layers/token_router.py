@@ -2,6 +2,7 @@ import keras
 from keras import ops
 
 from keras_coda.backend_differences import fuses_reductions
+from keras_coda.backend_differences import lacks_gradients
 from keras_coda.ops.routing import gather_rows
 from keras_coda.ops.routing import routed_length
 from keras_coda.ops.soft_top_k import SOLVERS
@@ -69,8 +70,6 @@ class TokenRouter(keras.layers.Layer):
         num_routed: optional int tensor of shape `(batch_size,)`, with `pinned`:
             how many tokens of each row are routed, at most k. The others among
             the k have weight 0.
-        training: optional bool. `False`, as in `predict`, leaves out scores
-            where all tokens are routed.
 
     Returns:
         A tuple `(weights, indices)`: float32 weights in `[0, 1]` and int32
@@ -137,24 +136,22 @@ class TokenRouter(keras.layers.Layer):
                 initializer=self.kernel_initializer,
             )
 
-    def call(
-        self, inputs, mask=None, pinned=None, num_routed=None, training=None
-    ):
+    def call(self, inputs, mask=None, pinned=None, num_routed=None):
         if mask is not None:
             validate_mask_shape("mask", mask, tuple(inputs.shape[:2]))
             mask = ops.cast(mask, "bool")
         length = ops.shape(inputs)[1]
         most = self.routed_length(length)
+        scores = self._scores(inputs)
         if pinned is not None:
             validate_mask_shape("pinned", pinned, tuple(inputs.shape[:2]))
             pinned = self.pinned_tokens(inputs, mask, pinned)
         if self.routes_all(length):
             positions = ops.arange(length, dtype="int32")
             return (
-                self._route_all(inputs, mask, pinned, training),
-                ops.broadcast_to(positions, ops.shape(inputs)[:2]),
+                self._route_all(scores, mask, pinned),
+                ops.broadcast_to(positions, ops.shape(scores)),
             )
-        scores = self._scores(inputs)
         if pinned is not None:
             first = ops.where(pinned, ops.full_like(scores, 1e30), scores)
             indices = best_positions(first, most, mask)[:, :most]
@@ -182,9 +179,8 @@ class TokenRouter(keras.layers.Layer):
         if self.num_prefix_tokens == 0:
             return weights, indices
 
-        # Where nothing is left to choose, the gradient is 0 and not absent.
         prefix_scores = scores[:, :num_prefix]
-        prefix_weights = _ones(prefix_scores, mask) + 0.0 * prefix_scores
+        prefix_weights = _constant(_ones(prefix_scores, mask), prefix_scores)
         prefix_indices = ops.broadcast_to(
             ops.arange(num_prefix, dtype="int32"), ops.shape(prefix_weights)
         )
@@ -274,15 +270,9 @@ class TokenRouter(keras.layers.Layer):
         )
         return ops.where(pinned, ops.ones_like(weights), weights)
 
-    def _route_all(self, inputs, mask, pinned, training):
-        if self.router in ("exact", "first_k") and training is False:
-            # Scores, which nothing depends on, would be a pass over all tokens,
-            # and keep XLA from fusing others.
-            return ops.ones(ops.shape(inputs)[:2], "float32")
-        scores = self._scores(inputs)
+    def _route_all(self, scores, mask, pinned):
         if self.router in ("exact", "first_k"):
-            # The constant 1, whose gradient in the scores is 0 and not absent.
-            return 1.0 + 0.0 * scores
+            return _constant(ops.ones_like(scores), scores)
         length = ops.shape(scores)[1]
         if pinned is not None:
             return self._weights_beside(pinned, scores, length, mask)
@@ -300,7 +290,7 @@ class TokenRouter(keras.layers.Layer):
         return None
 
     def compute_output_spec(
-        self, inputs, mask=None, pinned=None, num_routed=None, training=None
+        self, inputs, mask=None, pinned=None, num_routed=None
     ):
         batch_size, length = inputs.shape[:2]
         num_routed = None if length is None else self.routed_length(length)
@@ -332,6 +322,14 @@ class TokenRouter(keras.layers.Layer):
             config = {**config, "router": config["method"]}
             del config["method"]
         return cls(**config)
+
+
+def _constant(values, scores):
+    """Values whose gradient in the scores is 0, and not absent."""
+    if lacks_gradients():
+        return values + 0.0 * scores
+    # Scores that nothing depends on kept XLA from fusing what is around them.
+    return values
 
 
 def _ones(scores, mask):

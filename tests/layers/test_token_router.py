@@ -243,18 +243,6 @@ def test_no_reduction_routes_every_token_in_order(name):
 
 
 @pytest.mark.parametrize("name", ROUTERS)
-def test_inference_routes_every_token_as_training_does(name):
-    router = TokenRouter(reduction_factor=1, router=name)
-    trained, inferred = (
-        router(SCORES[..., None], mask=MASK, training=training)
-        for training in (True, False)
-    )
-    for expected, values in zip(trained, inferred):
-        assert values.dtype == expected.dtype
-        np.testing.assert_array_equal(to_numpy(values), to_numpy(expected))
-
-
-@pytest.mark.parametrize("name", ROUTERS)
 def test_length_may_change(name):
     inputs = keras.Input((None, 1))
     router = TokenRouter(
