@@ -1,0 +1,34 @@
+"""Runs of a benchmark add to each other."""
+
+import importlib
+import json
+import pathlib
+
+from tests.backend_helpers import same_on_every_backend
+
+BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
+
+
+@same_on_every_backend
+def test_a_run_replaces_what_asks_the_same(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    timing = importlib.import_module("timing")
+    path = tmp_path / "speed.json"
+
+    def write(*records):
+        return timing.write_run(path, {"rounds": 3}, list(records), ("n",))
+
+    write({"n": 1, "seconds": 0.5}, {"n": 2, "seconds": 1.5})
+    write({"n": 3, "seconds": 2.5})
+    table = write({"n": 2, "seconds": 9.5, "memory": 1}, {"n": 3, "seconds": 8})
+    runs = json.loads(path.read_text())["runs"]
+    assert [[r["n"] for r in run["records"]] for run in runs] == [[1], [2, 3]]
+    assert all(run["rounds"] == 3 and "backend" in run for run in runs)
+    assert table == path.with_suffix(".md").read_text()
+    assert table.splitlines() == [
+        "| run | n | seconds | memory |",
+        "| --- | --- | --- | --- |",
+        "| 1 | 1 | 0.50 |  |",
+        "| 2 | 2 | 9.50 | 1 |",
+        "| 2 | 3 | 8 |  |",
+    ]
