@@ -207,7 +207,7 @@ def write_run(path, setup, records, names):
         return [record[name] for name in names]
 
     questions = list(map(question, records))
-    runs = json.loads(path.read_text())["runs"] if path.exists() else []
+    runs = json.loads(path.read_text())["timings"] if path.exists() else []
     for run in runs:
         run["records"] = [
             record
@@ -215,7 +215,7 @@ def write_run(path, setup, records, names):
             if question(record) not in questions
         ]
     runs = [run for run in runs if run["records"]]
-    runs.append({**versions(), **setup, "records": records})
+    runs.append({"versions": versions(), **setup, "records": records})
     table = markdown_table(
         [
             {"run": number, **record}
@@ -223,7 +223,7 @@ def write_run(path, setup, records, names):
             for record in run["records"]
         ]
     )
-    write_json(path, {"runs": runs})
+    write_json(path, {"timings": runs})
     write(path.with_suffix(".md"), table)
     return table
 

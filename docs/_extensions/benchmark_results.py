@@ -142,24 +142,34 @@ def add_heading(app, docname, source):
     app.env.note_dependency(path.with_suffix(".json"))
     record = json.loads(path.with_suffix(".json").read_text())
     benchmark = path.stem.split("-")[0]
-    versions = ", ".join(
-        text.format(record["versions"][key], **record["versions"])
-        for key, text in VERSIONS.items()
-        if key in record["versions"]
+    runs = record.get("timings", [record])
+    setups = "\n".join(
+        f"Run {number}: {_setup(run)}" if len(runs) > 1 else _setup(run)
+        for number, run in enumerate(runs, start=1)
     )
-    setup = record.get("setup", {}) | {
-        key: value
-        for key, value in record.items()
-        if isinstance(value, int | float | str)
-    }
-    items = "".join(f"- {key}: {value}\n" for key, value in setup.items())
     source[0] = (
         f"# {path.stem}\n\n"
         f"Written by [{benchmark}.py](../{benchmark}.py), which says what is "
         f"measured and how; [all numbers](../README.md) in context, and "
         f"[as JSON]({path.stem}.json).\n\n"
-        f"{versions}.\n\n{items}\n{source[0]}"
+        f"{setups}\n{source[0]}"
     )
+
+
+def _setup(run):
+    """The machine and the setup of a run, in Markdown."""
+    versions = ", ".join(
+        text.format(run["versions"][key], **run["versions"])
+        for key, text in VERSIONS.items()
+        if key in run["versions"]
+    )
+    setup = run.get("setup", {}) | {
+        key: value
+        for key, value in run.items()
+        if isinstance(value, int | float | str)
+    }
+    items = "".join(f"- {key}: {value}\n" for key, value in setup.items())
+    return f"{versions}.\n\n{items}"
 
 
 def setup(app):

@@ -21,9 +21,9 @@ def test_a_run_replaces_what_asks_the_same(tmp_path, monkeypatch):
     write({"n": 1, "seconds": 0.5}, {"n": 2, "seconds": 1.5})
     write({"n": 3, "seconds": 2.5})
     table = write({"n": 2, "seconds": 9.5, "memory": 1}, {"n": 3, "seconds": 8})
-    runs = json.loads(path.read_text())["runs"]
+    runs = json.loads(path.read_text())["timings"]
     assert [[r["n"] for r in run["records"]] for run in runs] == [[1], [2, 3]]
-    assert all(run["rounds"] == 3 and "backend" in run for run in runs)
+    assert all(run["rounds"] == 3 and run["versions"] for run in runs)
     assert table == path.with_suffix(".md").read_text()
     assert table.splitlines() == [
         "| run | n | seconds | memory |",
