@@ -2,10 +2,11 @@
 
     KERAS_BACKEND=torch python benchmarks/quantized.py
 
-MiniLM with dense adapters, fine-tuned in float32 on topics and pairs of Reuters
-R52 (quality_tasks.py). It is quantized, or made fast by `calibrate` and
-quantized, in either order, or trained for an epoch more after that. Test
-accuracy, and the size of the `.keras` file. Seeds are of the fine-tuning.
+MiniLM with dense adapters, fine-tuned in float32 on topics or pairs of Reuters
+R52 (`--task`, of quality_tasks.py). It is quantized, or made fast by
+`calibrate` and quantized, in either order, or trained for an epoch more after
+that. Test accuracy, and the size of the `.keras` file. Seeds are of the
+fine-tuning.
 
 Writes quantized.json and .md; finished runs are written at once.
 """
@@ -59,7 +60,7 @@ def parse_arguments():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--tasks", default=",".join(TASKS), help="default: all")
+    add("--task", default="topics", choices=TASKS, help="default: %(default)s")
     add("--rows", default=",".join(ROWS), help="default: all")
     add("--seeds", default="0,1,2", help="default: %(default)s")
     add("--train-size", type=int, default=1500)
@@ -88,64 +89,62 @@ class Runner:
     """Does the runs.
 
     Args:
-        tasks: of quality_tasks.py.
+        task: of quality_tasks.py.
         arguments: of the command line.
     """
 
-    def __init__(self, tasks, arguments):
-        self.tasks, self.arguments = tasks, arguments
+    def __init__(self, task, arguments):
+        self.task, self.arguments = task, arguments
 
     def run(self, name, seed):
         row = ROWS[name]
-        notes = {}
-        for task in self.tasks:
-            model = self.fine_tuned(task, seed)
-            if row.speedup is not None and not row.is_calibrated_last:
-                self.calibrate(model, task, row.speedup)
-            if row.mode is not None:
-                model.quantize(row.mode)
-            if row.is_calibrated_last:
-                self.calibrate(model, task, row.speedup)
-            if row.is_trained:
-                rate = self.arguments.second_learning_rate
-                self.fit(model, task, 1, rate, seed)
-            notes[task.name] = 100 * quality_tasks.accuracy(model, task)
-        return notes | {
+        model = self.fine_tuned(seed)
+        if row.speedup is not None and not row.is_calibrated_last:
+            self.calibrate(model, row.speedup)
+        if row.mode is not None:
+            model.quantize(row.mode)
+        if row.is_calibrated_last:
+            self.calibrate(model, row.speedup)
+        if row.is_trained:
+            self.fit(model, 1, self.arguments.second_learning_rate, seed)
+        return {
+            "test": 100 * quality_tasks.accuracy(model, self.task),
             "file, MB": file_size(model),
             "reduction_factor": model.reduction_factor,
         }
 
-    def fine_tuned(self, task, seed):
+    def fine_tuned(self, seed):
         """With dense adapters, in float32."""
         arguments = self.arguments
         keras.utils.set_random_seed(seed)
         model = keras_coda.coda_wrap(
-            task.make_dense(), reduction_factor=1, shortcut_dim=SHORTCUT_DIM
+            self.task.make_dense(),
+            reduction_factor=1,
+            shortcut_dim=SHORTCUT_DIM,
         )
 
         def train():
-            rate = arguments.learning_rate
-            self.fit(model, task, arguments.epochs, rate, seed)
+            self.fit(model, arguments.epochs, arguments.learning_rate, seed)
             return {}
 
         folder = arguments.output / "first_stages"
-        path = folder / f"{name_of(arguments)}-{task.name}-{seed}.npz"
+        path = folder / f"{name_of(arguments)}-{self.task.name}-{seed}.npz"
         bookkeeping.keep(path, trained_weights(model), train)
         return model
 
-    def fit(self, model, task, epochs, learning_rate, seed):
+    def fit(self, model, epochs, learning_rate, seed):
         quality_tasks.compile_and_fit(
             model,
-            *task.train,
+            *self.task.train,
             epochs,
             self.arguments.batch_size,
             learning_rate,
             seed,
         )
 
-    def calibrate(self, model, task, speedup):
+    def calibrate(self, model, speedup):
         keras_coda.training.calibrate(
-            model, task.unlabelled, speedup=speedup, verbose=0
+            model, self.task.unlabelled, speedup=speedup, verbose=0
         )
 
 
@@ -167,15 +166,16 @@ def summarize(results):
         runs = results.of(name).values()
         if not runs:
             continue
-        record = {"model": row.text}
-        for task in TASKS:
-            if task not in next(iter(runs)):
-                continue
-            record[task], record[f"{task}, error"] = bookkeeping.mean_and_error(
-                [run[task] for run in runs]
-            )
-        record["file, MB"] = next(iter(runs))["file, MB"]
-        records.append(record | {"seeds": len(runs)})
+        test, error = bookkeeping.mean_and_error([run["test"] for run in runs])
+        records.append(
+            {
+                "model": row.text,
+                "test": test,
+                "error": error,
+                "file, MB": next(iter(runs))["file, MB"],
+                "seeds": len(runs),
+            }
+        )
     return records
 
 
@@ -183,17 +183,14 @@ def main():
     arguments = parse_arguments()
     path = arguments.output / f"{name_of(arguments)}.json"
     results = bookkeeping.Results(path, bookkeeping.setup(arguments))
-    tasks = [
-        quality_tasks.TextTask(
-            name,
-            train_size=arguments.train_size,
-            test_size=arguments.test_size,
-            unlabelled_size=arguments.calibration_size,
-            sequence_length=arguments.sequence_length,
-        )
-        for name in arguments.tasks.split(",")
-    ]
-    runner = Runner(tasks, arguments)
+    task = quality_tasks.TextTask(
+        arguments.task,
+        train_size=arguments.train_size,
+        test_size=arguments.test_size,
+        unlabelled_size=arguments.calibration_size,
+        sequence_length=arguments.sequence_length,
+    )
+    runner = Runner(task, arguments)
     results.do(arguments, lambda name: True, runner.run)
     table = timing.markdown_table(summarize(results))
     timing.write(path.with_suffix(".md"), table)
