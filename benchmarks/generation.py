@@ -195,7 +195,7 @@ def fit(
     epochs,
     learning_rate,
     optimizer_cls=keras.optimizers.Adam,
-    verbose=0,
+    **options,
 ):
     inputs, labels, weights = make_arrays(size, seed)
     schedule = quality_tasks.make_schedule(
@@ -209,7 +209,7 @@ def fit(
         sample_weight=weights,
         batch_size=batch_size,
         epochs=epochs,
-        verbose=verbose,
+        **{"verbose": 0, **options},
     )
     return {"loss": history.history["loss"]}
 
@@ -218,8 +218,11 @@ def train_t5(arguments):
     """A dense T5 that does what generation_tasks.py asks for."""
     keras.utils.set_random_seed(0)
     model = make_t5(arguments.hidden_dim)
+    path = arguments.output / "first_stages" / f"{name_of(arguments)}.npz"
+    # Hours on a CPU: a training that was stopped goes on.
+    backup = keras.callbacks.BackupAndRestore(path.with_suffix(""))
     bookkeeping.keep(
-        arguments.output / "first_stages" / f"{name_of(arguments)}.npz",
+        path,
         {weight.path: weight for weight in model.weights},
         lambda: fit(
             model,
@@ -229,6 +232,7 @@ def train_t5(arguments):
             epochs=arguments.train_epochs,
             learning_rate=arguments.train_learning_rate,
             optimizer_cls=RelativeAdam,
+            callbacks=[backup],
             verbose=2,
         ),
     )
