@@ -1,20 +1,24 @@
-"""What a T5 writes from descriptions of Debian's packages.
+"""What a T5 writes from records of Debian's packages.
 
     apt-get -o Acquire::Languages=en update
     pip install python-debian
 
-- copying: of three packages, the first words of the description of one.
-- answering: of three packages, in which section one is, or who maintains it.
-- summarising: of the description of one, its synopsis, which its maintainer
-  wrote in one line.
+A record tells a package's section, who maintains it and four keywords of its
+description, in sentences that are shuffled among pieces of this description.
 
-No two packages have the same synopsis or begin of the description, and each is
-of one split alone. Text is compared as `normalize` leaves it.
+- answering: what the section is, or who the maintainer.
+- copying: the four keywords, from the first to the fourth.
+- summarising: all that the record tells but three keywords, in one line.
+
+The question comes first. No two packages begin alike, and each is of one split
+alone. Records consist of the most common words; others are left out.
 """
 
+import collections
 import functools
 import io
 import random
+import re
 import subprocess
 import sys
 from typing import NamedTuple
@@ -23,9 +27,24 @@ import keras_hub
 import sentencepiece
 
 KINDS = ("copying", "answering", "summarising")
-SEQUENCE_LENGTH, RESPONSE_LENGTH = 128, 20
-VOCABULARY_SIZE = 4000
-NUM_TOGETHER, NUM_WORDS, NUM_COPIED = 3, 14, 6
+SEQUENCE_LENGTH, RESPONSE_LENGTH = 128, 12
+VOCABULARY_SIZE = 2000
+# Copying any of 1,900 words was not learned in 2,500 steps.
+NUM_KEYWORDS = 100
+NUM_WORDS, NUM_PIECES = 80, 3
+ORDINALS = ("first", "second", "third", "fourth")
+SENTENCES = (
+    "it belongs to the section {section}",
+    "it is looked after by {maintainer}",
+    *(f"the {ordinal} keyword is {{{ordinal}}}" for ordinal in ORDINALS),
+)
+SUMMARY = "{first} in {section} by {maintainer}"
+# Of the questions and sentences, which no description repeats.
+OWN_WORDS = (
+    *("copy", "summarise", "section", "maintainer", "keyword"),
+    *("belongs", "looked", "after", *ORDINALS),
+)
+MAX_MAINTAINER_WORDS = 4
 SPLIT_SIZES = {"validation": 2000, "test": 2000}
 
 
@@ -35,37 +54,62 @@ class Package(NamedTuple):
     Attributes:
         section: str, such as `"games"`.
         maintainer: str, a name.
-        synopsis: str, the first line of the description.
-        words: tuple of the words of what follows.
+        words: tuple of the words of the description.
+        keywords: tuple of those of them that are keywords.
     """
 
-    name: str
     section: str
     maintainer: str
-    synopsis: str
     words: tuple
+    keywords: tuple = ()
 
 
-def normalize(text):
-    return " ".join(text.casefold().split())
+def words_of(text):
+    return re.findall(r"\w+", text.casefold())
 
 
 @functools.cache
-def read_packages(split):
-    """A tuple of the `Package`s of a split."""
+def read_packages():
+    """All `Package`s that make a record, shuffled."""
     packages = {}
     for package in _all_packages():
-        beginning = " ".join(package.words[:NUM_COPIED])
-        if len(package.words) >= NUM_WORDS:
-            packages.setdefault(beginning, package)
-    packages = list({p.synopsis: p for p in packages.values()}.values())
-    random.Random(0).shuffle(packages)
-    start = 0
-    for name, size in SPLIT_SIZES.items():
-        if name == split:
-            return tuple(packages[start : start + size])
+        packages.setdefault(package.words[:6], package)
+    counts = collections.Counter(
+        word
+        for package in packages.values()
+        for word in (*package.words, *_fact_words(package))
+    )
+    common = [word for word, _ in counts.most_common(VOCABULARY_SIZE - 100)]
+    keywords = [word for word in common if len(word) > 4][:NUM_KEYWORDS]
+    common, keywords = set(common), set(keywords)
+    told = []
+    for package in packages.values():
+        words = tuple(
+            word
+            for word in package.words
+            if word in common and word not in OWN_WORDS
+        )
+        words = words[:NUM_WORDS]
+        found = tuple(sorted(keywords.intersection(words)))
+        known = common.issuperset(_fact_words(package))
+        if known and len(found) >= len(ORDINALS):
+            told.append(package._replace(words=words, keywords=found))
+    random.Random(0).shuffle(told)
+    return tuple(told)
+
+
+def _fact_words(package):
+    return words_of(f"{package.section} {package.maintainer}")
+
+
+def split(name):
+    """The packages of a split."""
+    packages, start = read_packages(), 0
+    for other, size in SPLIT_SIZES.items():
+        if other == name:
+            return packages[start : start + size]
         start += size
-    return tuple(packages[start:])
+    return packages[start:]
 
 
 def _all_packages():
@@ -75,15 +119,15 @@ def _all_packages():
         if "Description-en" in item
     }
     for item in _read_index("Packages"):
-        name = item["Package"]
-        if name in descriptions:
-            synopsis, _, rest = descriptions[name].partition("\n")
+        maintainer = words_of(item["Maintainer"].partition(" <")[0])
+        if (
+            item["Package"] in descriptions
+            and 0 < len(maintainer) <= MAX_MAINTAINER_WORDS
+        ):
             yield Package(
-                name,
-                item["Section"],
-                normalize(item["Maintainer"].partition(" <")[0]),
-                normalize(synopsis),
-                tuple(normalize(rest.replace("\n .\n", "\n")).split()),
+                " ".join(words_of(item["Section"])),
+                " ".join(maintainer),
+                tuple(words_of(descriptions[item["Package"]])),
             )
 
 
@@ -110,58 +154,51 @@ def _read_index(kind):
     )
 
 
-def make_examples(kind, split, size, seed=0):
+def make_examples(kind, split_name, size, seed=0):
     """Lists of texts, and of what is to be written about each."""
-    draw = random.Random(f"{kind} {split} {seed}")
-    packages = read_packages(split)
-    if kind == "summarising":
-        chosen = draw.choices(packages, k=size)
-        return (
-            [f"summarise : {' '.join(package.words)}" for package in chosen],
-            [package.synopsis for package in chosen],
-        )
-    named = _with_simple_names(split)
+    draw = random.Random(f"{kind} {split_name} {seed}")
     texts, targets = [], []
-    for _ in range(size):
-        together = draw.sample(named, NUM_TOGETHER)
-        asked = draw.choice(together)
-        if kind == "copying":
-            question, answer = "copy", " ".join(asked.words[:NUM_COPIED])
-        elif draw.random() < 0.5:
-            question, answer = "section of", asked.section
-        else:
-            question, answer = "maintainer of", asked.maintainer
-        document = " ; ".join(map(_describe, together))
-        texts.append(f"{question} {asked.name} : {document}")
-        targets.append(answer)
+    for package in draw.choices(split(split_name), k=size):
+        keywords = draw.sample(package.keywords, len(ORDINALS))
+        told = {
+            "section": package.section,
+            "maintainer": package.maintainer,
+            **dict(zip(ORDINALS, keywords)),
+        }
+        question, target = {
+            "copying": ("copy", " ".join(keywords)),
+            "answering": draw.choice(list(told.items())[:2]),
+            "summarising": ("summarise", SUMMARY.format(**told)),
+        }[kind]
+        sentences = [sentence.format(**told) for sentence in SENTENCES]
+        sentences += _pieces(package.words, draw)
+        draw.shuffle(sentences)
+        texts.append(" ".join([question, *sentences]))
+        targets.append(target)
     return texts, targets
 
 
-@functools.cache
-def _with_simple_names(split):
+def _pieces(words, draw):
+    """A text in several parts."""
+    cuts = sorted(draw.choices(range(len(words) + 1), k=NUM_PIECES - 1))
     return [
-        package
-        for package in read_packages(split)
-        if package.name.isalpha() and len(package.name) <= 10
+        " ".join(words[start:stop])
+        for start, stop in zip([0, *cuts], [*cuts, len(words)])
     ]
 
 
-def _describe(package):
-    words = " ".join(package.words[:NUM_WORDS])
-    return (
-        f"{package.name} in {package.section} by {package.maintainer} : {words}"
-    )
-
-
-def make_mixture(split, size, seed=0):
+def make_mixture(split_name, size, seed=0):
     """As many examples of each kind, one kind after the other."""
-    parts = [make_examples(k, split, size // len(KINDS), seed) for k in KINDS]
+    parts = [
+        make_examples(kind, split_name, size // len(KINDS), seed)
+        for kind in KINDS
+    ]
     return tuple([x for part in column for x in part] for column in zip(*parts))
 
 
 @functools.cache
 def make_preprocessor(sequence_length=SEQUENCE_LENGTH):
-    """T5's, with a vocabulary of the training split."""
+    """T5's, with the words of the training split as its tokens."""
     return keras_hub.models.T5Seq2SeqLMPreprocessor(
         _make_tokenizer(),
         encoder_sequence_length=sequence_length,
@@ -172,16 +209,17 @@ def make_preprocessor(sequence_length=SEQUENCE_LENGTH):
 @functools.cache
 def _make_tokenizer():
     proto = io.BytesIO()
-    texts, _ = make_mixture("train", 30000)
+    texts, targets = make_mixture("train", 30000)
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
+        sentence_iterator=iter(texts + targets),
         model_writer=proto,
+        model_type="word",
         vocab_size=VOCABULARY_SIZE,
+        hard_vocab_limit=False,
         pad_id=0,
         eos_id=1,
         unk_id=2,
         bos_id=-1,
-        byte_fallback=True,
         minloglevel=2,
     )
     return keras_hub.models.T5Tokenizer(proto.getvalue())

@@ -2,6 +2,7 @@
 
 import importlib
 import pathlib
+import re
 
 import pytest
 
@@ -17,19 +18,25 @@ def read_index(kind):
     """As many packages as three splits need, in apt's words."""
     for number in range(60):
         name = "".join(LETTERS[int(digit)] for digit in f"{number:03}")
-        words = " ".join(f"{name}{index}" for index in range(30))
+        words = f"{name}0 apples pears plums grapes {name}1 lemons {name}2"
         yield {
             "Package": name,
             "Section": f"section{number % 7}",
             "Maintainer": f"Team {name} <{name}@example.org>",
             "Description-en": f"What {name} is\n {words}\n .\n The end.",
         }
-    # A copy of one that is there.
+    # A copy of one that is there, and one whose maintainer is a long story.
     yield {
         "Package": "copy",
         "Section": "oldlibs",
         "Maintainer": "Nobody",
         "Description-en": f"What {name} is\n {words}\n",
+    }
+    yield {
+        "Package": "other",
+        "Section": "oldlibs",
+        "Maintainer": "Whoever comes by and has time",
+        "Description-en": "Something else altogether, for everyone",
     }
 
 
@@ -39,44 +46,46 @@ def tasks(monkeypatch):
     tasks = importlib.import_module("generation_tasks")
     monkeypatch.setattr(tasks, "_read_index", read_index)
     monkeypatch.setattr(tasks, "SPLIT_SIZES", {"validation": 10, "test": 10})
-    functions = (tasks.read_packages, tasks._with_simple_names)
-    for function in functions:
-        function.cache_clear()
+    tasks.read_packages.cache_clear()
     yield tasks
-    for function in functions:
-        function.cache_clear()
+    tasks.read_packages.cache_clear()
 
 
 def test_splits_are_apart(tasks):
-    splits = [tasks.read_packages(s) for s in ("train", "validation", "test")]
+    splits = [tasks.split(name) for name in ("train", "validation", "test")]
     assert [len(packages) for packages in splits] == [40, 10, 10]
-    assert len({p.synopsis for packages in splits for p in packages}) == 60
+    assert len({p.maintainer for packages in splits for p in packages}) == 60
 
 
-@pytest.mark.parametrize("kind", ["copying", "answering"])
-def test_the_answer_stands_in_the_text(tasks, kind):
-    texts, answers = tasks.make_examples(kind, "test", 20)
-    for text, answer in zip(texts, answers):
-        question, _, document = text.partition(" : ")
-        name = question.split()[-1]
-        (asked,) = (
-            part for part in document.split(" ; ") if part.startswith(name)
+def told(text):
+    """What a record tells, from its words."""
+    found = dict(re.findall(r"the (\w+) keyword is (\w+)", text))
+    found["section"] = re.search(r"belongs to the section (\w+)", text)[1]
+    found["maintainer"] = re.search(r"looked after by (\w+ \w+)", text)[1]
+    return found
+
+
+def test_what_is_asked_for_stands_in_the_text(tasks):
+    ordinals = ("first", "second", "third", "fourth")
+    for text, target in zip(*tasks.make_examples("copying", "test", 20)):
+        assert text.startswith("copy ")
+        assert target == " ".join(told(text)[ordinal] for ordinal in ordinals)
+    for text, target in zip(*tasks.make_examples("answering", "test", 20)):
+        assert target == told(text)[text.split()[0]]
+    for text, target in zip(*tasks.make_examples("summarising", "test", 20)):
+        assert text.startswith("summarise ")
+        assert target == "{first} in {section} by {maintainer}".format(
+            **told(text)
         )
-        place = {
-            "copy": asked.partition(" : ")[2],
-            "section": asked.partition(" in ")[2],
-            "maintainer": asked.partition(" by ")[2],
-        }[question.split()[0]]
-        assert place.startswith(answer)
 
 
-def test_a_summary_is_what_the_maintainer_wrote(tasks):
-    texts, summaries = tasks.make_examples("summarising", "test", 5)
-    for text, summary in zip(texts, summaries):
-        name = summary.split()[1]
-        assert text.startswith(f"summarise : {name}0 {name}1")
-        assert text.endswith(f"{name}29 the end.")
-        assert summary == f"what {name} is"
+def test_a_record_repeats_no_word_of_its_sentences(tasks, monkeypatch):
+    text = "the first keyword belongs to nobody apples pears plums"
+    package = tasks.Package("games", "somebody", tuple(text.split()))
+    monkeypatch.setattr(tasks, "_all_packages", lambda: [package])
+    (package,) = tasks.read_packages()
+    assert package.words == ("the", "to", "nobody", "apples", "pears", "plums")
+    assert package.keywords == ("apples", "nobody", "pears", "plums")
 
 
 def test_other_seeds_draw_other_examples(tasks):
