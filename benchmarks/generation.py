@@ -220,7 +220,8 @@ def train_t5(arguments):
     backup = keras.callbacks.BackupAndRestore(path.with_suffix(""))
     bookkeeping.keep(
         path,
-        {weight.path: weight for weight in model.weights},
+        # The position biases of encoder and decoder have one path.
+        {f"{i} {x.path}": x for i, x in enumerate(model.weights)},
         lambda: fit(
             model,
             arguments.train_size,
