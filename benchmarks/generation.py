@@ -192,7 +192,8 @@ def fit(
     epochs,
     learning_rate,
     optimizer_cls=keras.optimizers.Adam,
-    **options,
+    verbose=0,
+    callbacks=(),
 ):
     inputs, labels, weights = make_arrays(size, seed)
     schedule = quality_tasks.make_schedule(
@@ -206,7 +207,8 @@ def fit(
         sample_weight=weights,
         batch_size=batch_size,
         epochs=epochs,
-        **{"verbose": 0, **options},
+        verbose=verbose,
+        callbacks=list(callbacks),
     )
     return {"loss": history.history["loss"]}
 
