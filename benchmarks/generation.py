@@ -222,8 +222,7 @@ def train_t5(arguments):
     backup = keras.callbacks.BackupAndRestore(path.with_suffix(""))
     bookkeeping.keep(
         path,
-        # The position biases of encoder and decoder have one path.
-        {f"{i} {x.path}": x for i, x in enumerate(model.weights)},
+        bookkeeping.all_weights(model),
         lambda: fit(
             model,
             arguments.train_size,

@@ -102,11 +102,11 @@ def _fact_words(package):
     return words_of(f"{package.section} {package.maintainer}")
 
 
-def split(name):
+def packages_of(split):
     """The packages of a split."""
     packages, start = read_packages(), 0
-    for other, size in SPLIT_SIZES.items():
-        if other == name:
+    for name, size in SPLIT_SIZES.items():
+        if name == split:
             return packages[start : start + size]
         start += size
     return packages[start:]
@@ -154,11 +154,11 @@ def _read_index(kind):
     )
 
 
-def make_examples(kind, split_name, size, seed=0):
+def make_examples(kind, split, size, seed=0):
     """Lists of texts, and of what is to be written about each."""
-    draw = random.Random(f"{kind} {split_name} {seed}")
+    draw = random.Random(f"{kind} {split} {seed}")
     texts, targets = [], []
-    for package in draw.choices(split(split_name), k=size):
+    for package in draw.choices(packages_of(split), k=size):
         keywords = draw.sample(package.keywords, len(ORDINALS))
         told = {
             "section": package.section,
@@ -187,12 +187,9 @@ def _pieces(words, draw):
     ]
 
 
-def make_mixture(split_name, size, seed=0):
+def make_mixture(split, size, seed=0):
     """As many examples of each kind, one kind after the other."""
-    parts = [
-        make_examples(kind, split_name, size // len(KINDS), seed)
-        for kind in KINDS
-    ]
+    parts = [make_examples(k, split, size // len(KINDS), seed) for k in KINDS]
     return tuple([x for part in column for x in part] for column in zip(*parts))
 
 

@@ -191,7 +191,7 @@ def train_reader(arguments):
     """A dense model that reads whole pages, and notes of its training."""
     keras.utils.set_random_seed(0)
     reader = make_reader(arguments)
-    weights = {weight.path: weight for weight in reader.weights}
+    weights = bookkeeping.all_weights(reader)
     notes = {}
     for index, stage in enumerate(arguments.stages.split(",")):
         notes[stage] = bookkeeping.keep(
@@ -276,7 +276,7 @@ class Runner:
             reader.set_weights(self.dense.get_weights())
             notes = bookkeeping.keep(
                 first_stage(self.arguments, f"{name}-{seed}"),
-                {w.path: w for w in reader.weights},
+                bookkeeping.all_weights(reader),
                 lambda: self.fine_tune(reader, row, seed),
             )
             return reader, notes

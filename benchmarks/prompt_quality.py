@@ -211,7 +211,7 @@ def train_language_model(arguments):
         history = keras.Model.fit(model, data, epochs=num_epochs, verbose=2)
         return {"loss": history.history["loss"]}
 
-    bookkeeping.keep(path, {w.path: w for w in model.weights}, train)
+    bookkeeping.keep(path, bookkeeping.all_weights(model), train)
     return model
 
 

@@ -231,7 +231,7 @@ class Runner:
         """A dense model of the American voices."""
         keras.utils.set_random_seed(0)
         base = self.make_base()
-        weights = {weight.path: weight for weight in base.weights}
+        weights = bookkeeping.all_weights(base)
 
         def train():
             pretraining = self.pretrain_base(base)

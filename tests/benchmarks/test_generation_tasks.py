@@ -4,9 +4,11 @@ import importlib
 import pathlib
 import re
 
+import numpy as np
 import pytest
 
 from tests.backend_helpers import same_on_every_backend
+from tests.conversion.models import t5_backbone
 
 BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
 LETTERS = "abcdefghij"
@@ -52,7 +54,9 @@ def tasks(monkeypatch):
 
 
 def test_splits_are_apart(tasks):
-    splits = [tasks.split(name) for name in ("train", "validation", "test")]
+    splits = [
+        tasks.packages_of(split) for split in ("train", "validation", "test")
+    ]
     assert [len(packages) for packages in splits] == [40, 10, 10]
     assert len({p.maintainer for packages in splits for p in packages}) == 60
 
@@ -94,3 +98,14 @@ def test_other_seeds_draw_other_examples(tasks):
     assert tasks.make_examples(kind, "train", 5) == first
     assert tasks.make_examples(kind, "train", 5, seed=1) != first
     assert len(tasks.make_mixture("train", 30)[0]) == 30
+
+
+def test_both_position_biases_of_a_t5_are_kept(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    bookkeeping = importlib.import_module("bookkeeping")
+    trained, other = t5_backbone(seed=1), t5_backbone(seed=2)
+    path = tmp_path / "t5.npz"
+    bookkeeping.keep(path, bookkeeping.all_weights(trained), dict)
+    bookkeeping.load(bookkeeping.all_weights(other), path)
+    for kept, weight in zip(other.get_weights(), trained.get_weights()):
+        np.testing.assert_array_equal(kept, weight)
