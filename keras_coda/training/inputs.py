@@ -49,7 +49,8 @@ def _is_empty(x):
 
 def _is_text(x):
     if isinstance(x, dict):
-        return all(map(_is_text, x.values()))
+        # Images may come with texts.
+        return any(map(_is_text, x.values()))
     if isinstance(x, (list, tuple)):
         return len(x) > 0 and all(isinstance(v, str) or _is_text(v) for v in x)
     return getattr(getattr(x, "dtype", None), "kind", None) in ("U", "S", "O")

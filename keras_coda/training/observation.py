@@ -14,27 +14,25 @@ from keras_coda.layers.routing_scope import RoutingScope
 LEFT_OUT = 10_000
 
 
-def encoder_of(backbone):
-    """The part of a converted backbone that runs all its blocks."""
-    blocks = _own_blocks(backbone)
-    towers = list(backbone.nested_backbones.values())
+def encoder_of(model):
+    """The part of a converted model that runs all its blocks."""
+    blocks, towers = _own_blocks(model), _nested_backbones(model)
     if blocks and not towers:
         # T5's blocks also return the position bias.
         outputs = [
-            keras.tree.flatten(stack[-1].output)[0]
-            for stack in stacks(backbone)
+            keras.tree.flatten(stack[-1].output)[0] for stack in stacks(model)
         ]
-        return keras.Model(backbone.input, outputs)
-    inputs = {x.name: x for x in keras.tree.flatten(backbone.input)}
+        return keras.Model(model.input, outputs)
+    inputs = {x.name: x for x in keras.tree.flatten(model.input)}
     if blocks or not all(_reads_only(tower, inputs) for tower in towers):
-        return backbone
+        return model
     outputs = [
         encoder_of(tower)(
             keras.tree.map_structure(lambda x: inputs[x.name], tower.input)
         )
         for tower in towers
     ]
-    return keras.Model(backbone.input, outputs)
+    return keras.Model(model.input, outputs)
 
 
 def _reads_only(tower, inputs):
@@ -49,11 +47,14 @@ def stacks(backbone):
         own.setdefault(block.stack_name, []).append(block)
     nested = [
         stack
-        for layer in backbone.layers
-        if isinstance(layer, CodaBackbone)
-        for stack in stacks(layer)
+        for tower in _nested_backbones(backbone)
+        for stack in stacks(tower)
     ]
     return [*own.values(), *nested]
+
+
+def _nested_backbones(model):
+    return [x for x in model.layers if isinstance(x, CodaBackbone)]
 
 
 def _own_blocks(backbone):

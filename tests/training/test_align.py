@@ -1,9 +1,12 @@
+import math
+
 import keras
 import keras_hub
 import numpy as np
 import pytest
 
 import keras_coda
+from keras_coda.conversion.trained_weights import backbone_of
 from keras_coda.conversion.trained_weights import trained_weights
 from tests.backend_helpers import slow_to_compile
 from tests.conversion.models import bert_backbone
@@ -14,6 +17,7 @@ from tests.conversion.models import t5_backbone
 from tests.conversion.models import t5_inputs
 from tests.conversion.models import vit_backbone
 from tests.conversion.models import vit_inputs
+from tests.conversion.tiny import tiny_models
 
 MODELS = {
     "bert": (bert_backbone, bert_inputs),
@@ -63,6 +67,48 @@ def test_no_error_at_reduction_factor_1():
         verbose=0,
     )
     assert history.history["hidden_error"][0] < 1e-10
+
+
+def around(backbone):
+    outputs = backbone(backbone.input)["sequence_output"]
+    return keras.Model(backbone.input, keras.layers.Dense(3)(outputs))
+
+
+@slow_to_compile
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda backbone: keras_hub.models.BertTextClassifier(backbone, 3),
+        around,
+    ],
+    ids=["task", "around"],
+)
+def test_hidden_states_of_a_model_with_a_head(make):
+    backbone = bert_backbone()
+    dense = make(backbone)
+    errors = []
+    # A block that is left out has no gradient, and the head none at all.
+    for coda, model in [
+        (keras_coda.coda_wrap(x, reduction_factor=[3, math.inf]), x)
+        for x in (backbone, dense)
+    ]:
+        for layer in backbone_of(coda).trained_layers():
+            randomize(layer, seed=2)
+        history = keras_coda.training.align(
+            coda, model, bert_inputs(), epochs=2, verbose=0
+        )
+        errors.append(history.history["hidden_error"])
+    # What is aligned is the same with a head.
+    np.testing.assert_allclose(errors[1], errors[0], rtol=1e-4)
+
+
+@slow_to_compile
+def test_images_with_texts():
+    tiny = tiny_models()["PARSeqBackbone"]
+    ((dense, inputs),) = tiny.tasks(tiny.make())
+    coda = keras_coda.coda_wrap(dense, reduction_factor=2)
+    history = keras_coda.training.align(coda, dense, inputs, verbose=0)
+    assert history.history["hidden_error"][0] > 0
 
 
 @slow_to_compile
