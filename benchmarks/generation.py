@@ -10,7 +10,7 @@ than an hour on two cores, kept in `first_stages` of the output folder.
   `--alignment-size` texts and what is to be written about them.
 - The first encoder layers alone get dense adapters that are trained on as many
   examples, at the learning rate that is best on the validation part with seed
-  0.
+  0. All layers, and CoDA, may be trained so, too.
 - Texts are cut to their first tokens; the question comes first.
 
 Greedy. Copies and answers count if they are exactly right; answers have an F1,
@@ -41,9 +41,11 @@ from keras import ops
 from torchmetrics.functional import text as metrics
 
 import keras_coda
+from keras_coda.conversion.trained_weights import trained_weights
 
 NUM_LAYERS, HEAD_DIM = 4, 32
-SETTINGS = {"adapter_dim": 32, "shortcut_dim": 64}
+ADAPTER_DIM = 32
+ROUTED_SETTINGS = {"shortcut_dim": 64}
 
 
 class Row(NamedTuple):
@@ -54,25 +56,32 @@ class Row(NamedTuple):
         speedup: optional, what CoDA is asked for.
         num_layers: of the first encoder layers alone.
         divisor: texts are cut to n / divisor tokens.
+        is_taught: whether it is trained on what is to be written, at last.
     """
 
     text: str
     speedup: float | None = None
     num_layers: int = NUM_LAYERS
     divisor: int = 1
+    is_taught: bool = False
 
     @property
-    def is_trained(self):
-        return self.speedup is not None or self.num_layers < NUM_LAYERS
+    def has_seeds(self):
+        return self.speedup is not None or self.is_taught
 
 
 ROWS = {"dense": Row("dense")}
 for speedup in (1.5, 2, 2.5, 3.5):
     ROWS[f"coda{speedup}"] = Row(f"CoDA, {speedup} asked for", speedup)
-for num_layers in (3, 2):
+for num_layers in (4, 3, 2):
     ROWS[f"first{num_layers}"] = Row(
-        f"first {num_layers} of {NUM_LAYERS} encoder layers",
+        f"first {num_layers} of {NUM_LAYERS} encoder layers, taught",
         num_layers=num_layers,
+        is_taught=True,
+    )
+for speedup in (2, 3.5):
+    ROWS[f"coda{speedup}_taught"] = Row(
+        f"CoDA, {speedup} asked for, taught", speedup, is_taught=True
     )
 for divisor in (2, 3):
     ROWS[f"truncated{divisor}"] = Row(
@@ -99,7 +108,9 @@ def parse_arguments():
     add("--batch-size", type=int, default=32)
     add("--evaluation-batch-size", type=int, default=200)
     add("--learning-rate", type=float, default=1e-3, help="of alignment")
-    add("--layers-learning-rates", default="1e-3,3e-3", help="of first layers")
+    add(
+        "--taught-learning-rates", default="1e-3,3e-3", help="of what is taught"
+    )
     add("--dtype", default="float32", help="default: %(default)s")
     add("--timed-batch", type=int, default=8)
     add("--num-rounds", type=int, default=7, help="of timing")
@@ -108,7 +119,7 @@ def parse_arguments():
     add("--quick", action="store_true", help="small defaults, no meaning")
     return timing.parse_arguments(
         parser,
-        rows="dense,coda1.5,first3,truncated2",
+        rows="dense,coda2_taught,first3,truncated2",
         seeds="0",
         train_size=12,
         train_epochs=1,
@@ -119,7 +130,7 @@ def parse_arguments():
         epochs=1,
         batch_size=6,
         evaluation_batch_size=4,
-        layers_learning_rates="1e-3",
+        taught_learning_rates="1e-3",
         timed_batch=2,
         num_rounds=1,
     )
@@ -217,7 +228,7 @@ def train_t5(arguments):
     """A dense T5 that does what generation_tasks.py asks for."""
     keras.utils.set_random_seed(0)
     model = make_t5(arguments.hidden_dim)
-    path = arguments.output / "first_stages" / f"{name_of(arguments)}.npz"
+    path = first_stage(arguments, "t5")
     # What was stopped goes on.
     backup = keras.callbacks.BackupAndRestore(path.with_suffix(""))
     bookkeeping.keep(
@@ -300,9 +311,9 @@ class Runner:
 
     def __init__(self, dense, arguments):
         self.dense, self.arguments = dense, arguments
-        self.best_first_layers = bookkeeping.AtBestRate(
-            self.first_layers,
-            arguments.layers_learning_rates,
+        self.best_taught = bookkeeping.AtBestRate(
+            self.taught,
+            arguments.taught_learning_rates,
             lambda _, model: score(scores(model, "validation", arguments)),
         )
 
@@ -315,46 +326,50 @@ class Runner:
 
     def make(self, row, seed):
         keras.utils.set_random_seed(seed)
+        if row.is_taught:
+            return self.best_taught(row, seed)
         if row.speedup is not None:
             return self.accelerated(row.speedup, seed)
-        if row.num_layers == NUM_LAYERS:
-            return self.dense, {}
-        return self.best_first_layers(row.num_layers, seed)
+        return self.dense, {}
 
     def accelerated(self, speedup, seed):
         arguments = self.arguments
-        inputs, _, _ = make_arrays(arguments.alignment_size, 1000 + seed)
-        found = []
+        model = convert(self.dense, 1, **ROUTED_SETTINGS)
 
         def accelerate():
-            found.extend(
-                keras_coda.training.accelerate(
-                    self.dense,
-                    inputs,
-                    speedup=speedup,
-                    epochs=arguments.epochs,
-                    learning_rate=arguments.learning_rate,
-                    batch_size=arguments.batch_size,
-                    seed=seed,
-                    verbose=0,
-                    **SETTINGS,
-                )
+            inputs, _, _ = make_arrays(arguments.alignment_size, 1000 + seed)
+            fast, calibration = keras_coda.training.accelerate(
+                self.dense,
+                inputs,
+                speedup=speedup,
+                epochs=arguments.epochs,
+                learning_rate=arguments.learning_rate,
+                batch_size=arguments.batch_size,
+                seed=seed,
+                verbose=0,
+                adapter_dim=ADAPTER_DIM,
+                **ROUTED_SETTINGS,
             )
-            _, calibration = found
+            model.set_weights(fast.get_weights())
             return {
                 "reduction_factor": calibration.reduction_factor,
                 "speedup": calibration.speedup,
                 "error": float(calibration.error),
             }
 
-        notes = bookkeeping.timed(accelerate)
-        return with_greedy_sampler(found[0]), notes
+        path = first_stage(arguments, f"coda{speedup}-{seed}")
+        notes = bookkeeping.keep(path, trained_weights(model), accelerate)
+        model.reduction_factor = notes["reduction_factor"]
+        return model, notes
 
-    def first_layers(self, num_layers, learning_rate, seed):
-        """The first encoder layers, with adapters that learn the tasks."""
+    def taught(self, row, learning_rate, seed):
+        """A model that is trained on what is to be written."""
         keras.utils.set_random_seed(seed)
         arguments = self.arguments
-        model = convert(self.dense, first_layers_factors(num_layers))
+        if row.speedup is None:
+            model = convert(self.dense, first_layers_factors(row.num_layers))
+        else:
+            model, _ = self.accelerated(row.speedup, seed)
 
         def train():
             fit(
@@ -381,7 +396,7 @@ def convert(dense, reduction_factor, **settings):
     coda = keras_coda.coda_wrap(
         dense,
         reduction_factor=reduction_factor,
-        adapter_dim=SETTINGS["adapter_dim"],
+        adapter_dim=ADAPTER_DIM,
         **settings,
     )
     return with_greedy_sampler(coda)
@@ -389,6 +404,12 @@ def convert(dense, reduction_factor, **settings):
 
 def name_of(arguments):
     return "generation-quick" if arguments.quick else "generation"
+
+
+def first_stage(arguments, name):
+    """The file of weights that other runs start from."""
+    name = f"{name_of(arguments)}-{name}.npz"
+    return arguments.output / "first_stages" / name
 
 
 # === Speed ===
@@ -412,12 +433,11 @@ def measure_speedups(results, arguments):
     for key, run in results.runs.items():
         name, _ = key.split("/")
         row, model = ROWS[name], dense
-        if row.is_trained:
-            routed = {"shortcut_dim": SETTINGS["shortcut_dim"]}
+        if row.has_seeds:
             model = convert(
                 dense,
                 run["reduction_factor"],
-                **routed if row.speedup is not None else {},
+                **ROUTED_SETTINGS if row.speedup is not None else {},
             )
         length = generation_tasks.SEQUENCE_LENGTH // row.divisor
         calls[speed_key(key, run)] = (
@@ -513,7 +533,7 @@ def main():
     path = arguments.output / f"{name_of(arguments)}.json"
     results = bookkeeping.Results(path, bookkeeping.setup(arguments))
     runner = Runner(train_t5(arguments), arguments)
-    results.do(arguments, lambda name: ROWS[name].is_trained, runner.run)
+    results.do(arguments, lambda name: ROWS[name].has_seeds, runner.run)
     if not arguments.no_speed:
         measure_speedups(results, arguments)
     table = timing.markdown_table(summarize(results))

@@ -45,6 +45,9 @@ def bert():
     preprocessor = keras_hub.models.BertTextClassifierPreprocessor(
         keras_hub.models.BertTokenizer(vocabulary=WORDS), sequence_length=8
     )
+    # Built with its first call. On JAX a model whose layers are not all built
+    # runs eagerly first, whenever it predicts.
+    preprocessor(TEXTS)
     return convert(
         keras_hub.models.BertTextClassifier(
             models.bert_backbone(),
