@@ -154,6 +154,11 @@ def all_weights(model):
     return {str(number): x for number, x in enumerate(model.weights)}
 
 
+def first_stage(arguments, benchmark, name):
+    """The file of weights that other runs start from."""
+    return arguments.output / "first_stages" / benchmark / f"{name}.npz"
+
+
 def keep(path, weights, train):
     """Trains weights, or gives them the values they had when that was done.
 

@@ -408,9 +408,7 @@ def name_of(arguments):
 
 
 def first_stage(arguments, name):
-    """The file of weights that other runs start from."""
-    name = f"{name_of(arguments)}-{name}.npz"
-    return arguments.output / "first_stages" / name
+    return bookkeeping.first_stage(arguments, name_of(arguments), name)
 
 
 # === Speed ===

@@ -221,9 +221,7 @@ def train_stage(reader, stage, seed, arguments):
 
 
 def first_stage(arguments, name):
-    """Where weights are kept."""
-    folder = arguments.output / "first_stages" / name_of(arguments)
-    return folder / f"{name}.npz"
+    return bookkeeping.first_stage(arguments, name_of(arguments), name)
 
 
 def name_of(arguments):
