@@ -5,12 +5,24 @@ import keras
 from keras_coda.conversion.trained_weights import backbone_of
 
 
-def is_functional(model):
-    """Whether a model is a graph of layers."""
+def validate_functional(name, model, way_round):
+    """Raises a `TypeError` if a model is no graph of layers.
+
+    Args:
+        name: str, what the caller calls the model.
+        model: a model with a backbone.
+        way_round: str, what to do instead.
+    """
     try:
-        return bool(keras.tree.flatten((model.input, model.output)))
+        is_functional = bool(keras.tree.flatten((model.input, model.output)))
     except (AttributeError, ValueError):
-        return False
+        is_functional = False
+    if not is_functional:
+        raise TypeError(
+            f"`{name}` must be a functional model if it is neither a KerasHub "
+            f"backbone nor a task. {way_round} Received: {name}={model!r} of "
+            f"type {type(model).__name__}"
+        )
 
 
 def with_backbone(model, backbone):

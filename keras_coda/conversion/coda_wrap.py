@@ -1,7 +1,7 @@
 import keras_hub
 
 from keras_coda.conversion import registry
-from keras_coda.conversion.around import is_functional
+from keras_coda.conversion.around import validate_functional
 from keras_coda.conversion.around import with_backbone
 from keras_coda.conversion.coda_model import CodaModel
 from keras_coda.conversion.family import import_families
@@ -91,7 +91,12 @@ def coda_wrap(model, settings):
     if model is backbone:
         return coda_backbone_cls(backbone, **vars(settings))
     if not isinstance(model, keras_hub.models.Task):
-        _validate_functional(model)
+        validate_functional(
+            "model",
+            model,
+            "Convert its backbone, `keras_coda.coda_wrap(model.backbone)`, and "
+            "build the model with the result.",
+        )
         return with_backbone(
             model, coda_backbone_cls(backbone, **vars(settings))
         )
@@ -118,17 +123,6 @@ def coda_wrap(model, settings):
     )
     copy_head(model, coda_task)
     return coda_task
-
-
-def _validate_functional(model):
-    if not is_functional(model):
-        raise TypeError(
-            "`model` must be a functional model if it is neither a KerasHub "
-            "backbone nor a task. Convert its backbone, "
-            "`keras_coda.coda_wrap(model.backbone)`, and build the model with "
-            f"the result. Received: model={model!r} of type "
-            f"{type(model).__name__}"
-        )
 
 
 def _why_unsupported(model, backbone):

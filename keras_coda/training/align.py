@@ -13,6 +13,7 @@ from keras_coda.layers.routing_scope import RoutingScope
 from keras_coda.training.inputs import preprocess
 from keras_coda.training.observation import encoder_of
 from keras_coda.training.observation import stacks
+from keras_coda.training.observation import validate_observable
 from keras_coda.validation import validate_choice
 
 TARGETS = ("pretrained", "fine_tuned")
@@ -116,6 +117,8 @@ def _validate(coda, dense, logits_weight, temperature):
             "`dense` must be the dense model that `coda` was made from, with a "
             f"{dense_cls.__name__}. Received: dense={dense!r}"
         )
+    for name, model in (("coda", coda), ("dense", dense)):
+        validate_observable(name, model)
     if logits_weight < 0 or not temperature > 0:
         raise ValueError(
             "`logits_weight` must be at least 0 and `temperature` positive. "

@@ -22,6 +22,7 @@ from keras_coda.training.inputs import hold_back
 from keras_coda.training.inputs import make_batches
 from keras_coda.training.observation import block_lengths
 from keras_coda.training.observation import dense
+from keras_coda.training.observation import validate_observable
 from keras_coda.training.observation import without_gradients
 from keras_coda.training.observed import OBSERVED
 from keras_coda.training.observed import Observed
@@ -194,6 +195,7 @@ class Calibrator:
         cost="flops",
     ):
         validate_converted("coda", coda)
+        validate_observable("coda", coda)
         self.cost = validate_choice("cost", cost, COSTS)
         if num_passes < 2:
             raise ValueError(

@@ -6,12 +6,20 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_coda.conversion.around import validate_functional
 from keras_coda.conversion.coda_backbone import CodaBackbone
 from keras_coda.layers import ConditionalTransformerBlock
 from keras_coda.layers.routing_scope import RoutingScope
 
 # A reduction factor that leaves out all tokens but one, or the pinned ones.
 LEFT_OUT = 10_000
+
+
+def validate_observable(name, model):
+    """Raises a `TypeError` if a model around a backbone is no graph."""
+    validate_functional(
+        name, model, "Pass its backbone, and inputs of the backbone."
+    )
 
 
 def encoder_of(model):

@@ -193,3 +193,17 @@ def test_bad_arguments():
         WhisperTranscriber(whisper(), tokenizer(), max_length=11)
     with pytest.raises(ValueError, match="English model takes no `language`"):
         WhisperTranscriber(whisper(), tokenizer(), language="en", max_length=2)
+
+
+@same_on_every_backend
+def test_trained_without_labels_as_a_backbone():
+    dense = WhisperTranscriber(whisper(), tokenizer(), max_length=4)
+    coda = WhisperTranscriber(
+        keras_coda.coda_wrap(dense.backbone), tokenizer(), max_length=4
+    )
+    for train in (
+        lambda: keras_coda.training.align(coda, dense, features()),
+        lambda: keras_coda.training.calibrate(coda, features()),
+    ):
+        with pytest.raises(TypeError, match="`coda` .* Pass its backbone"):
+            train()
