@@ -196,16 +196,13 @@ class Runner:
                 )
             return model, notes
         if ROWS[row].num_layers is None and not ROWS[row].is_whole:
-            return self.fine_tuned(row, seed, self.arguments.learning_rate)
-        model, notes = self.best_fine_tuned(row)
-        if seed == 0:
-            return model, notes
-        return self.fine_tuned(row, seed, notes["learning_rate"])
+            return self.fine_tuned(row, self.arguments.learning_rate, seed)
+        return self.at_best_rate(ROWS[row])(row, seed)
 
     def length(self, row):
         return self.task.sequence_length // row.divisor
 
-    def fine_tuned(self, name, seed, learning_rate):
+    def fine_tuned(self, name, learning_rate, seed):
         """A model that computes all tokens, and notes."""
         model = self.make_model(name, seed)
 
@@ -223,19 +220,19 @@ class Runner:
         name = "-".join(map(str, (self.task.name, *parts)))
         return self.folder / f"{name}.npz"
 
-    def best_fine_tuned(self, name):
-        """With the learning rate that is best on validation with seed 0."""
-        length = self.length(ROWS[name])
-        rates = self.arguments.layers_learning_rates
-        if ROWS[name].is_whole:
-            rates = self.arguments.whole_learning_rates
-        best, best_accuracy = None, -1
-        for rate in map(float, rates.split(",")):
-            model, notes = self.fine_tuned(name, 0, rate)
-            accuracy = self.task.accuracy(model, self.task.validation, length)
-            if accuracy > best_accuracy:
-                best, best_accuracy = (model, notes), accuracy
-        return best
+    def at_best_rate(self, row):
+        """Of the rates for a row, that which validation with seed 0 likes."""
+        arguments = self.arguments
+        rates = arguments.layers_learning_rates
+        if row.is_whole:
+            rates = arguments.whole_learning_rates
+        return bookkeeping.AtBestRate(
+            self.fine_tuned,
+            rates,
+            lambda _, model: self.task.accuracy(
+                model, self.task.validation, self.length(row)
+            ),
+        )
 
     def accelerated(self, experiment):
         """The row `whole` of the same seed, made fast without labels."""
@@ -274,7 +271,7 @@ class Runner:
 
         def calibrate():
             if not dense_path.exists():
-                self.fine_tuned("dense", seed, rate)
+                self.fine_tuned("dense", rate, seed)
             # In the precision in which speed is measured.
             with dtype_policy("float32"):
                 timed_model = build(self.task, "coda")

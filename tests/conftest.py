@@ -1,10 +1,13 @@
+import gc
 import os
 
 import keras
 import pytest
+import tensorflow as tf
 
 from keras_coda import models
 from keras_coda.conversion import registry
+from tests import small_minilm as small_minilm_package
 
 
 def make_virtual_devices():
@@ -14,8 +17,6 @@ def make_virtual_devices():
         flags.append("--xla_force_host_platform_device_count=4")
         os.environ["XLA_FLAGS"] = " ".join(flags)
     elif keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
         tf.config.set_logical_device_configuration(
             tf.config.list_physical_devices("CPU")[0],
             [tf.config.LogicalDeviceConfiguration() for _ in range(2)],
@@ -24,10 +25,26 @@ def make_virtual_devices():
 
 make_virtual_devices()
 
+# Tiny models take longer to optimize than to run: each pipeline of texts, which
+# KerasHub makes with TensorFlow on every backend, took seconds.
+tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+# Keras collects garbage whenever it quantizes a layer: not all that was
+# imported, each time.
+gc.freeze()
+
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="session")
+def small_minilm(tmp_path_factory):
+    """A folder with the package of a small MiniLM, for `PYTHONPATH`."""
+    folder = tmp_path_factory.mktemp("small_minilm")
+    small_minilm_package.write(folder)
+    return folder
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+import os
 import pathlib
 import random
 import subprocess
@@ -166,7 +167,7 @@ def test_cut_words_get_the_commonest_label(make_task):
     assert task.accuracy(guesses, task.train, 64) == pytest.approx(expected)
 
 
-def test_quick_run(tmp_path):
+def test_quick_run(tmp_path, small_minilm):
     process = subprocess.run(
         [
             sys.executable,
@@ -175,6 +176,7 @@ def test_quick_run(tmp_path):
             "--output",
             str(tmp_path),
         ],
+        env={**os.environ, "PYTHONPATH": str(small_minilm)},
         capture_output=True,
         text=True,
     )

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -22,7 +23,7 @@ BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
     keras.config.backend() != "torch",
     reason="the same on every backend, and PyTorch compiles nothing",
 )
-def test_quick_run_and_its_continuation(tmp_path, monkeypatch):
+def test_quick_run_and_its_continuation(tmp_path, monkeypatch, small_minilm):
     monkeypatch.syspath_prepend(BENCHMARKS)
     monkeypatch.setattr("sys.argv", ["quality.py", "--quick"])
     bookkeeping = importlib.import_module("bookkeeping")
@@ -37,6 +38,7 @@ def test_quick_run_and_its_continuation(tmp_path, monkeypatch):
     process = subprocess.run(
         [sys.executable, BENCHMARKS / "quality.py", "--quick"]
         + ["--output", tmp_path],
+        env={**os.environ, "PYTHONPATH": str(small_minilm)},
         capture_output=True,
         text=True,
     )

@@ -239,7 +239,7 @@ def test_prompts_and_responses_as_text(tmp_path):
     np.testing.assert_array_equal(weights[0], [1, 1, 1, 0, 0, 0, 0])
 
     coda.compile(optimizer=keras.optimizers.Adam(1e-2), sampler="greedy")
-    history = coda.fit(TEXTS, batch_size=4, epochs=5, verbose=0).history
+    history = coda.fit(TEXTS, batch_size=4, epochs=2, verbose=0).history
     assert history["loss"][-1] < history["loss"][0]
     texts = coda.generate(["ab cde", "f"], max_length=14)
     assert [text[0] for text in texts] == ["a", "f"]

@@ -3,39 +3,13 @@ import pytest
 
 import keras_coda
 from tests.conversion.models import randomize
+from tests.conversion.tiny import LIKE_ANOTHER
 from tests.conversion.tiny import tiny_models
 from tests.exporting.artefacts import Checks
 
 # A fresh process runs what a part of the families gave, because importing
 # takes seconds.
 NUM_PARTS = 2
-# They have blocks and inputs of another family that is served here, in
-# `test_export.py` or in `test_serve.py` of the examples.
-LIKE_ANOTHER = (
-    "AlbertBackbone",
-    "BertBackbone",
-    "CLIPVisionEncoder",
-    "DINOV2Backbone",
-    "DeiTBackbone",
-    "DistilBertBackbone",
-    "EdRecBackbone",
-    "ElectraBackbone",
-    "GemmaBackbone",
-    "Llama3Backbone",
-    "LlamaBackbone",
-    "MetaCLIP2Backbone",
-    "MetaCLIP2TextEncoder",
-    "MetaCLIP2VisionEncoder",
-    "MistralBackbone",
-    "QwenBackbone",
-    "RobertaBackbone",
-    "SigLIPTextEncoder",
-    "SigLIPVisionEncoder",
-    "T5Backbone",
-    "T5Gemma2Backbone",
-    "ViTBackbone",
-    "XLMRobertaBackbone",
-)
 
 
 @pytest.mark.skipif(

@@ -13,6 +13,39 @@ import keras_hub
 
 from tests.conversion.models import randomize
 
+# They have blocks and inputs of another family here, or those of BERT, T5 and
+# ViT, which have tests of their own.
+LIKE_ANOTHER = (
+    "AlbertBackbone",
+    "BartBackbone",
+    "BertBackbone",
+    "CLIPBackbone",
+    "CLIPTextEncoder",
+    "CLIPVisionEncoder",
+    "DINOV2Backbone",
+    "DeiTBackbone",
+    "DistilBertBackbone",
+    "EdRecBackbone",
+    "ElectraBackbone",
+    "GemmaBackbone",
+    "Llama3Backbone",
+    "LlamaBackbone",
+    "MetaCLIP2Backbone",
+    "MetaCLIP2TextEncoder",
+    "MetaCLIP2VisionEncoder",
+    "MistralBackbone",
+    "PARSeqBackbone",
+    "QwenBackbone",
+    "RobertaBackbone",
+    "RoformerV2Backbone",
+    "SigLIPTextEncoder",
+    "SigLIPVisionEncoder",
+    "T5Backbone",
+    "T5Gemma2Backbone",
+    "ViTBackbone",
+    "XLMRobertaBackbone",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class TinyModel:
