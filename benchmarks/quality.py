@@ -156,6 +156,7 @@ def parse_arguments():
     add("--learning-rate", type=float, default=3e-3)
     add("--second-learning-rate", type=float, default=1e-3, help="after it")
     add("--dtype", default="mixed_bfloat16", help="default: %(default)s")
+    add("--num-rounds", type=int, default=7, help="of timing")
     add("--no-speed", action="store_true", help="measure no speed")
     add(
         "--output",
@@ -169,10 +170,11 @@ def parse_arguments():
         rows="dense,coda,distill,elastic",
         reduction_factors="4",
         seeds="0",
-        train_size=32,
-        test_size=32,
+        train_size=16,
+        test_size=16,
         epochs=1,
         sequence_length=16,
+        num_rounds=1,
         # bfloat16 is slow where the processor has none.
         dtype="float32",
     )
@@ -345,7 +347,7 @@ def run(experiment, task, arguments):
     return results
 
 
-def measure_speedup(experiment, task, num_rounds=7, batch_size=32):
+def measure_speedup(experiment, task, num_rounds, batch_size=32):
     """Speed of `predict` relative to the dense parallel adapters."""
     dense = Experiment(experiment.task, "dense", 1.0, 0)
     batch = keras.tree.map_structure(lambda v: v[:batch_size], task.test[0])
@@ -473,7 +475,9 @@ def main():
                     )
             progress.advance(bar)
         if not arguments.no_speed:
-            measure_missing_speedups(results, make_task, progress)
+            measure_missing_speedups(
+                results, make_task, arguments.num_rounds, progress
+            )
     records = summarize(results)
     table = timing.markdown_table(records)
     timing.write(path.with_suffix(".md"), table)
@@ -487,7 +491,7 @@ def is_done(experiment, runs):
     return experiment.key in runs
 
 
-def measure_missing_speedups(results, make_task, progress):
+def measure_missing_speedups(results, make_task, num_rounds, progress):
     missing = sorted(
         {key.rpartition("/")[0] for key in results.runs} - set(results.speedups)
     )
@@ -501,7 +505,7 @@ def measure_missing_speedups(results, make_task, progress):
         if model not in measured:
             bookkeeping.clear_session("float32")
             measured[model] = measure_speedup(
-                experiment, make_task(experiment.task)
+                experiment, make_task(experiment.task), num_rounds
             )
         results.add(speedups={key: measured[model]})
 

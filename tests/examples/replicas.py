@@ -1,6 +1,8 @@
 """Compares a model that two processes fit with one that a single one fits.
 
-`torchrun --nproc-per-node 2 tests/examples/replicas.py`;
+Then it runs the example with the options that it was given, in the same
+processes, because starting them takes longer than all else.
+`torchrun --nproc-per-node 2 tests/examples/replicas.py --data texts.csv`;
 `test_distributed_torch.py` runs it.
 """
 
@@ -46,7 +48,7 @@ def fit(coda, model, rows):
     assert coda.reduction_factor == 4
 
 
-def main():
+def compare():
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
     keras.utils.set_random_seed(0)
@@ -71,4 +73,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    compare()
+    distributed_torch.main()
