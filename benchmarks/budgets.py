@@ -139,7 +139,7 @@ def parse_arguments():
     return timing.parse_arguments(
         parser,
         tasks="spans",
-        rows="dense,coda_aligned,truncated2,first2",
+        rows="dense,coda_aligned,accelerated,truncated2,first2",
         speedups="2",
         seeds="0",
         train_size=16,
@@ -150,6 +150,7 @@ def parse_arguments():
         epochs=1,
         second_epochs=1,
         layers_learning_rates="1e-3",
+        whole_learning_rates="1e-4",
         cost="flops",
         num_rounds=1,
         # bfloat16 is slow where the processor has none.

@@ -183,11 +183,13 @@ def test_quick_run(tmp_path, small_minilm):
     assert process.returncode == 0, process.stderr
     content = json.loads((tmp_path / "budgets-quick.json").read_text())
     runs = content["runs"]
-    assert len(runs) == 4
+    assert len(runs) == 5
     assert all(0 <= run["test"] <= 1 for run in runs.values())
     assert runs["spans/first2/1.0/0"]["learning_rate"] == 1e-3
-    assert len(runs["spans/coda_aligned/2.0/0"]["reduction_factor"]) == 6
-    assert len(content["speedups"]) == len(runs)
+    for row in ("coda_aligned", "accelerated"):
+        assert len(runs[f"spans/{row}/2.0/0"]["reduction_factor"]) == 6
+    # Two rows may have the same factors, and so one speed.
+    assert len(content["speedups"]) >= len(runs) - 1
     assert all(speedup > 0 for speedup in content["speedups"].values())
     table = (tmp_path / "budgets-quick.md").read_text()
     assert len(table.splitlines()) == 2 + len(runs)
