@@ -31,7 +31,6 @@ import functools
 import math
 import pathlib
 import statistics
-import time
 from typing import NamedTuple
 
 import bookkeeping
@@ -243,26 +242,23 @@ class Runner:
         with dtype_policy("float32"):
             model = self.task.make_dense()
             model.set_weights(whole.get_weights())
-            start = time.monotonic()
+            accelerate = functools.partial(
+                keras_coda.training.accelerate,
+                model,
+                self.task.alignment,
+                experiment.speedup,
+                epochs=arguments.second_epochs,
+                learning_rate=arguments.second_learning_rate,
+                batch_size=arguments.batch_size,
+                seed=experiment.seed,
+                are_logits=True,
+                cost=arguments.cost,
+                verbose=0,
+            )
             with without_flash_attention():
-                fast, found = keras_coda.training.accelerate(
-                    model,
-                    self.task.alignment,
-                    experiment.speedup,
-                    epochs=arguments.second_epochs,
-                    learning_rate=arguments.second_learning_rate,
-                    batch_size=arguments.batch_size,
-                    seed=experiment.seed,
-                    are_logits=True,
-                    cost=arguments.cost,
-                    verbose=0,
-                )
-        return fast, {
-            "reduction_factor": list(map(float, found.reduction_factor)),
-            "speedup": float(found.speedup),
-            "error": float(found.error),
-            "seconds": time.monotonic() - start,
-        }
+                notes = bookkeeping.timed(lambda: {"found": accelerate()})
+        fast, calibration = notes.pop("found")
+        return fast, notes | notes_of(calibration)
 
     def calibrated(self, experiment):
         """The dense row's model, made fast without labels, and notes."""
@@ -288,9 +284,7 @@ class Runner:
             copy_weights(timed_model, model)
             return {
                 "alternatives": calibrator.alternatives,
-                "reduction_factor": list(map(float, fitted.reduction_factor)),
-                "speedup": float(fitted.speedup),
-                "error": float(fitted.error),
+                **notes_of(fitted),
             }
 
         path = self.path("coda", experiment.speedup, seed)
@@ -430,6 +424,15 @@ def poolers(model, name):
     is_pooled = isinstance(model, keras_hub.models.Task)
     has_all = ROWS[name].num_layers is None
     return [model.backbone.pooled_dense] if is_pooled and not has_all else []
+
+
+def notes_of(calibration):
+    """What is written of a `Calibration`."""
+    return {
+        "reduction_factor": list(map(float, calibration.reduction_factor)),
+        "speedup": float(calibration.speedup),
+        "error": float(calibration.error),
+    }
 
 
 def kept_weights(model, name):

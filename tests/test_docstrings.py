@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import keras_coda
-from tests.backend_helpers import same_on_every_backend
+from tests.backend_helpers import slow_to_compile
 
 
 def public_objects(module, prefix):
@@ -27,8 +27,24 @@ def public_objects(module, prefix):
 PUBLIC = public_objects(keras_coda, "keras_coda")
 
 
-@same_on_every_backend
-@pytest.mark.parametrize("name", PUBLIC)
+# They compile for long, and their parts are tested on every backend.
+SLOW_TO_COMPILE = (
+    "keras_coda.analysis.plot_budget",
+    "keras_coda.callbacks.ReductionSchedule",
+    "keras_coda.speech.WhisperTranscriber",
+    "keras_coda.training.accelerate",
+    "keras_coda.training.calibrate",
+    "keras_coda.training.pretrain",
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[slow_to_compile] * (name in SLOW_TO_COMPILE))
+        for name in PUBLIC
+    ],
+)
 def test_example(name, own_registry):
     public = PUBLIC[name]
     test = doctest.DocTestParser().get_doctest(

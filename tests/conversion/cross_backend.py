@@ -45,14 +45,11 @@ def read(folder):
         adapter = keras_coda.coda_wrap(make_backbone())
         adapter.load_adapter(folder / f"{family}.safetensors")
         assert adapter.reduction_factor == [2, 3]
-        outputs = keras.tree.flatten(models.compute(whole, make_inputs()))
-        models.assert_close(outputs, expected, atol=1e-4)
-        for model in (preset, weights, adapter):
-            assert model.reduction_factor == whole.reduction_factor
-            assert len(model.trainable_weights) == len(whole.trainable_weights)
-            # Backends compile for seconds; the same weights compute the same.
-            models.assert_close(
-                model.get_weights(), whole.get_weights(), atol=0
+        for model in (whole, preset, weights, adapter):
+            outputs = keras.tree.flatten(models.compute(model, make_inputs()))
+            models.assert_close(outputs, expected, atol=1e-4)
+            assert len(model.trainable_weights) == len(
+                adapter.trainable_weights
             )
 
 

@@ -1,8 +1,6 @@
 """Compares a model that two processes fit with one that a single one fits.
 
-Then it runs the example with the options that it was given, in the same
-processes, because starting them takes longer than all else.
-`torchrun --nproc-per-node 2 tests/examples/replicas.py --data texts.csv`;
+`torchrun --nproc-per-node 2 tests/examples/replicas.py`;
 `test_distributed_torch.py` runs it.
 """
 
@@ -48,7 +46,7 @@ def fit(coda, model, rows):
     assert coda.reduction_factor == 4
 
 
-def compare():
+def main():
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
     keras.utils.set_random_seed(0)
@@ -73,5 +71,4 @@ def compare():
 
 
 if __name__ == "__main__":
-    compare()
-    distributed_torch.main()
+    main()

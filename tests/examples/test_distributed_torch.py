@@ -12,23 +12,33 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_two_processes_fit_what_one_does(preset, csv_path, tmp_path):
+def run_in_two_processes(script, *arguments):
+    """Returns what a script prints."""
     root = FOLDER.parent
-    adapter = tmp_path / "adapter.safetensors"
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     result = subprocess.run(
-        [
-            *[sys.executable, "-m", "torch.distributed.run", "--standalone"],
-            *["--nproc-per-node=2", str(root / "tests/examples/replicas.py")],
-            *["--preset", preset, "--data", csv_path, "--epochs", "1"],
-            *["--sequence-length", "8", "--output", str(adapter)],
-        ],
+        [sys.executable, "-m", *launcher, str(root / script), *arguments],
         env={**os.environ, "PYTHONPATH": f"{FOLDER}{os.pathsep}{root}"},
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def test_two_processes_fit_what_one_does():
+    output = run_in_two_processes("tests/examples/replicas.py")
     # Not in lines of their own: both write to one stream.
-    assert "process 0 is done" in result.stdout
-    assert "process 1 is done" in result.stdout
-    assert result.stdout.count("2 processes, r=4: test accuracy") == 1
+    assert "process 0 is done" in output
+    assert "process 1 is done" in output
+
+
+def test_script(preset, csv_path, tmp_path):
+    adapter = tmp_path / "adapter.safetensors"
+    output = run_in_two_processes(
+        "examples/distributed_torch.py",
+        *["--preset", preset, "--data", csv_path, "--epochs", "1"],
+        *["--sequence-length", "8", "--output", str(adapter)],
+    )
+    assert output.count("2 processes, r=4: test accuracy") == 1
     assert adapter.exists()

@@ -25,12 +25,6 @@ NOTEBOOKS = (
 NEED_PACKAGES = ("text_classification_bert", "prompts_llm", "speech_whisper")
 NEED_SPEECH = ("speech_whisper",)
 
-# As in tests/conftest.py.
-WITHOUT_OPTIMIZER = """import tensorflow
-tensorflow.config.optimizer.set_experimental_options(
-    {"disable_meta_optimizer": True}
-)"""
-
 
 def code_cells(notebook):
     """The code cells that are executed."""
@@ -73,11 +67,6 @@ def test_runs(name, tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     write_fashion_mnist(tmp_path / "keras" / "datasets" / "fashion-mnist")
     notebook = execute_notebooks.read(name)
-    # After that which chooses the backend.
-    notebook.cells.insert(
-        notebook.cells.index(next(code_cells(notebook))) + 1,
-        nbformat.v4.new_code_cell(WITHOUT_OPTIMIZER),
-    )
     execute_notebooks.execute(notebook, tmp_path)
     for cell in code_cells(notebook):
         assert cell.execution_count is not None, cell.source

@@ -14,10 +14,6 @@ import numpy as np
 def load_saved_model(path):
     import tensorflow as tf
 
-    # It takes longer than to run tiny models. `test_serve.py` does with it.
-    tf.config.optimizer.set_experimental_options(
-        {"disable_meta_optimizer": True}
-    )
     loaded = tf.saved_model.load(path)
     serve = loaded.signatures["serving_default"]
 
