@@ -43,6 +43,18 @@ def fuses_attention():
     return keras.config.backend() != "tensorflow"
 
 
+def fuses_over_copies():
+    """Whether it still is, of copies of keys for all heads that share them.
+
+    For XLA on a CPU they are most of the time of a few queries.
+    """
+    if keras.config.backend() == "jax":
+        import jax
+
+        return jax.default_backend() != "cpu"
+    return fuses_attention()
+
+
 def multiply_and_add_bias(inputs, kernel, bias, num_contracted):
     """`inputs @ kernel + bias` in one pass, on PyTorch and TensorFlow.
 

@@ -3,6 +3,8 @@ from keras import ops
 
 from keras_coda._keras_internals import sublayers
 from keras_coda.backend_differences import fuses_attention
+from keras_coda.backend_differences import fuses_over_copies
+from keras_coda.backend_differences import fuses_sums
 from keras_coda.layers.dense import call_dense
 from keras_coda.ops.masking import mask_scores
 
@@ -116,24 +118,76 @@ def attend_heads(
     if scale is None:
         scale = query.shape[-1] ** -0.5
     group = query.shape[2] // key.shape[2]
-    if group > 1:
-        key, value = (ops.repeat(x, group, axis=2) for x in (key, value))
     dropped = training and dropout is not None and dropout.rate > 0
-    if fuses_attention() and soft_cap is None and not dropped:
+    is_fused = fuses_attention() and soft_cap is None and not dropped
+    if is_fused and group > 1:
+        # It takes a copy of the keys for each head of a group.
+        is_fused = query.shape[1] != 1 and fuses_over_copies()
+        if is_fused:
+            key, value = (ops.repeat(x, group, axis=2) for x in (key, value))
+    if is_fused:
         return ops.dot_product_attention(
             query, key, value, mask=mask, bias=bias, scale=scale
         )
-    scores = ops.einsum("bkhe,bmhe->bhkm", query * scale, key)
+    axes = None
+    if group > 1:
+        batch_size, k, num_heads, _ = ops.shape(query)
+        axes = batch_size, num_heads // group, group, k
+        mask, bias = (
+            x if x is None else ops.expand_dims(x, 1) for x in (mask, bias)
+        )
+    scores = ops.matmul(
+        group_rows(query * scale, axes), ops.transpose(key, (0, 2, 3, 1))
+    )
     # As in fused attention: at least float32.
     scores = ops.cast(
         scores, keras.backend.result_type(scores.dtype, "float32")
     )
     if soft_cap is not None:
         scores = ops.tanh(scores / soft_cap) * soft_cap
+    shape = ops.shape(scores)
+    if axes is not None:
+        scores = ops.reshape(scores, (*axes, shape[-1]))
     weights = ops.cast(weigh(scores, mask, bias), value.dtype)
     if dropped:
         weights = dropout(weights, training=True)
-    return ops.einsum("bhkm,bmhe->bkhe", weights, value)
+    if axes is not None:
+        weights = ops.reshape(weights, shape)
+    rows = ops.matmul(weights, ops.transpose(value, (0, 2, 1, 3)))
+    return ungroup_rows(rows, axes)
+
+
+def group_rows(heads, axes=None):
+    """Makes heads that share keys rows of one head.
+
+    XLA and PyTorch multiply these in a fraction of the time that copies of the
+    keys take, or a product of tensors of five axes.
+
+    Args:
+        heads: tensor of shape `(batch_size, k, num_heads, head_dim)`.
+        axes: `(batch_size, num_key_heads, group, k)`, or `None` where no heads
+            share keys.
+
+    Returns:
+        Tensor of shape `(batch_size, num_key_heads, group * k, head_dim)`.
+    """
+    if axes is None:
+        return ops.transpose(heads, (0, 2, 1, 3))
+    batch_size, num_key_heads, group, k = axes
+    head_dim = heads.shape[-1]
+    rows = ops.reshape(heads, (batch_size, k, num_key_heads, group, head_dim))
+    rows = ops.transpose(rows, (0, 2, 3, 1, 4))
+    return ops.reshape(rows, (batch_size, num_key_heads, group * k, head_dim))
+
+
+def ungroup_rows(rows, axes=None):
+    """Undoes `group_rows`."""
+    if axes is None:
+        return ops.transpose(rows, (0, 2, 1, 3))
+    batch_size, num_key_heads, group, k = axes
+    width = rows.shape[-1]
+    heads = ops.transpose(ops.reshape(rows, (*axes, width)), (0, 3, 1, 2, 4))
+    return ops.reshape(heads, (batch_size, k, num_key_heads * group, width))
 
 
 def weigh(scores, mask=None, bias=None):
@@ -143,7 +197,10 @@ def weigh(scores, mask=None, bias=None):
         return ops.ones_like(scores)
     if bias is not None:
         scores = scores + ops.cast(bias, scores.dtype)
-    if mask is not None:
+    if mask is not None and fuses_sums():
+        # XLA makes a tensor of the size of the scores of what is added.
+        scores = mask_scores(scores, mask)
+    elif mask is not None:
         # Added, the small mask is one pass over the scores; chosen by, in
         # TensorFlow's graphs and in ONNX, several.
         scores = scores + mask_scores(ops.zeros((), scores.dtype), mask)

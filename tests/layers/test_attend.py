@@ -3,6 +3,7 @@ import numpy as np
 
 from keras_coda.layers import Prefix
 from keras_coda.layers.attend import attend
+from keras_coda.layers.attend import attend_heads
 from keras_coda.layers.attend import can_absorb
 from tests.backend_helpers import to_numpy
 
@@ -31,6 +32,46 @@ def test_at_inference_it_is_the_layer():
             np.testing.assert_allclose(
                 to_numpy(actual), to_numpy(expected), rtol=1e-5, atol=1e-6
             )
+
+
+def test_heads_that_share_keys():
+    # Four heads at two of keys, of one query, as in a step of a language
+    # model, and of three; the reference gives each head its own keys.
+    for num_queries, soft_cap, has_bias in (
+        (1, None, False),
+        (3, None, False),
+        (3, None, True),
+        (3, 2.0, False),
+    ):
+        query = RNG.normal(size=(2, num_queries, 4, 8))
+        key, value = RNG.normal(size=(2, 2, 5, 2, 8))
+        bias = RNG.normal(size=(2, num_queries, 5))
+        mask = RNG.integers(0, 2, bias.shape).astype(bool)
+        mask[..., 0] = True
+
+        scores = np.einsum("bkhe,bmhe->bhkm", query, key.repeat(2, axis=2))
+        scores = scores / np.sqrt(8)
+        if soft_cap is not None:
+            scores = np.tanh(scores / soft_cap) * soft_cap
+        kwargs = {"bias": bias} if has_bias else {"mask": mask}
+        scores += (bias if has_bias else np.where(mask, 0, -np.inf))[:, None]
+        weights = np.exp(scores) / np.exp(scores).sum(axis=-1, keepdims=True)
+        expected = np.einsum(
+            "bhkm,bmhe->bkhe", weights, value.repeat(2, axis=2)
+        )
+
+        arrays = (x.astype("float32") for x in (query, key, value))
+        actual = attend_heads(
+            *map(keras.ops.convert_to_tensor, arrays),
+            **{
+                name: keras.ops.cast(x, "float32" if has_bias else "bool")
+                for name, x in kwargs.items()
+            },
+            soft_cap=soft_cap,
+        )
+        np.testing.assert_allclose(
+            to_numpy(actual), expected, rtol=1e-5, atol=1e-6
+        )
 
 
 def test_dropout_is_active_in_training():
