@@ -4,6 +4,7 @@ It asks which backend runs; besides it only `backend_differences.py` does.
 """
 
 import importlib.util
+import io
 import warnings
 from typing import NamedTuple
 
@@ -103,7 +104,11 @@ def write_litert(model, path, specs):
 def write_torch(model, path, specs):
     import torch
 
-    torch.export.save(program_of_torch(model, specs), path)
+    # PyTorch's own writer ends the process where the disk is full.
+    buffer = io.BytesIO()
+    torch.export.save(program_of_torch(model, specs), buffer)
+    with open(path, "wb") as file:
+        file.write(buffer.getbuffer())
 
 
 FORMATS = {

@@ -1,4 +1,6 @@
 import os
+import pathlib
+import resource
 import sys
 import zipfile
 
@@ -165,6 +167,29 @@ def test_a_failed_export_changes_nothing(vit, tmp_path, monkeypatch):
             keras_coda.export(vit, path)
         assert (path / "saved_model.pb").read_text() == "images"
         assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_full_disk(vit, tmp_path):
+    """No writer of a backend may end the process, or report a success."""
+    format, *_ = OWN[0]
+    path = tmp_path / f"vit{formats.FORMATS[format].suffix}"
+    keras_coda.export(vit, path, format, verbose=False)
+    before = sizes(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        # TensorFlow has errors of its own.
+        with pytest.raises(Exception, match="File too large"):
+            keras_coda.export(vit, path, format, verbose=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sizes(tmp_path) == before
+
+
+def sizes(folder):
+    """Of all files in a folder, by path."""
+    files = filter(pathlib.Path.is_file, folder.rglob("*"))
+    return {path: path.stat().st_size for path in files}
 
 
 def test_an_artefact_is_replaced(

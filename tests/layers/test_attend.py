@@ -1,5 +1,6 @@
 import keras
 import numpy as np
+import pytest
 
 from keras_coda.layers import Prefix
 from keras_coda.layers.attend import attend
@@ -34,43 +35,36 @@ def test_at_inference_it_is_the_layer():
             )
 
 
-def test_heads_that_share_keys():
-    # Four heads at two of keys, of one query, as in a step of a language
-    # model, and of three; the reference gives each head its own keys.
-    for num_queries, soft_cap, has_bias in (
-        (1, None, False),
-        (3, None, False),
-        (3, None, True),
-        (3, 2.0, False),
-    ):
-        query = RNG.normal(size=(2, num_queries, 4, 8))
-        key, value = RNG.normal(size=(2, 2, 5, 2, 8))
-        bias = RNG.normal(size=(2, num_queries, 5))
-        mask = RNG.integers(0, 2, bias.shape).astype(bool)
-        mask[..., 0] = True
+@pytest.mark.parametrize("soft_cap", [None, 2.0])
+@pytest.mark.parametrize("num_queries", [1, 3])
+def test_heads_that_share_keys(num_queries, soft_cap):
+    # One query is a step of a language model.
+    query = RNG.normal(size=(2, num_queries, 4, 8))
+    key, value = RNG.normal(size=(2, 2, 5, 2, 8))
+    mask = RNG.integers(0, 2, (2, num_queries, 5)).astype(bool)
+    mask[..., 0] = True
+    bias = RNG.normal(size=mask.shape)
+    heads = map(keras.ops.convert_to_tensor, (query, key, value))
+    query, key, value = (keras.ops.cast(x, "float32") for x in heads)
 
-        scores = np.einsum("bkhe,bmhe->bhkm", query, key.repeat(2, axis=2))
-        scores = scores / np.sqrt(8)
+    def by_copies(bias):
+        keys, values = (to_numpy(x).repeat(2, axis=2) for x in (key, value))
+        scores = np.einsum("bkhe,bmhe->bhkm", to_numpy(query), keys) / 8**0.5
         if soft_cap is not None:
             scores = np.tanh(scores / soft_cap) * soft_cap
-        kwargs = {"bias": bias} if has_bias else {"mask": mask}
-        scores += (bias if has_bias else np.where(mask, 0, -np.inf))[:, None]
-        weights = np.exp(scores) / np.exp(scores).sum(axis=-1, keepdims=True)
-        expected = np.einsum(
-            "bhkm,bmhe->bkhe", weights, value.repeat(2, axis=2)
-        )
+        weights = np.exp(scores + bias[:, None])
+        weights /= weights.sum(axis=-1, keepdims=True)
+        return np.einsum("bhkm,bmhe->bkhe", weights, values)
 
-        arrays = (x.astype("float32") for x in (query, key, value))
+    for name, value_of, as_bias in (
+        ("mask", keras.ops.convert_to_tensor(mask), np.log(mask + 1e-30)),
+        ("bias", keras.ops.cast(bias, "float32"), bias),
+    ):
         actual = attend_heads(
-            *map(keras.ops.convert_to_tensor, arrays),
-            **{
-                name: keras.ops.cast(x, "float32" if has_bias else "bool")
-                for name, x in kwargs.items()
-            },
-            soft_cap=soft_cap,
+            query, key, value, soft_cap=soft_cap, **{name: value_of}
         )
         np.testing.assert_allclose(
-            to_numpy(actual), expected, rtol=1e-5, atol=1e-6
+            to_numpy(actual), by_copies(as_bias), rtol=1e-5, atol=1e-6
         )
 
 
