@@ -44,9 +44,9 @@ def fuses_attention():
 
 
 def fuses_over_copies():
-    """Whether it still is, of copies of keys for all heads that share them.
+    """Whether fused attention is worth a copy of shared keys for each head.
 
-    For XLA on a CPU they are most of the time of a few queries.
+    For a few queries, XLA on a CPU takes most of its time to make them.
     """
     if keras.config.backend() == "jax":
         import jax
