@@ -174,7 +174,7 @@ def test_a_full_disk(vit, tmp_path):
     format, *_ = OWN[0]
     path = tmp_path / f"vit{formats.FORMATS[format].suffix}"
     keras_coda.export(vit, path, format, verbose=False)
-    before = sizes(tmp_path)
+    before = contents(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
@@ -183,13 +183,13 @@ def test_a_full_disk(vit, tmp_path):
             keras_coda.export(vit, path, format, verbose=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert sizes(tmp_path) == before
+    assert contents(tmp_path) == before
 
 
-def sizes(folder):
+def contents(folder):
     """Of all files in a folder, by path."""
     files = filter(pathlib.Path.is_file, folder.rglob("*"))
-    return {path: path.stat().st_size for path in files}
+    return {path: path.read_bytes() for path in files}
 
 
 def test_an_artefact_is_replaced(
