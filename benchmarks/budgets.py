@@ -44,6 +44,7 @@ import timing
 import keras_coda
 from keras_coda.conversion.trained_weights import trained_weights
 from keras_coda.training.calibrate import Calibrator
+from keras_coda.training.inputs import make_batches
 
 
 class Row(NamedTuple):
@@ -275,7 +276,7 @@ class Runner:
             bookkeeping.load(trained_weights(timed_model), dense_path)
             calibrator = Calibrator(
                 timed_model,
-                self.task.unlabelled,
+                self.unlabelled(timed_model),
                 are_logits=True,
                 verbose=0,
                 cost=self.arguments.cost,
@@ -359,7 +360,7 @@ class Runner:
                 trained_weights(model), self.path("dense", rate, seed)
             )
         calibrator = Calibrator(
-            model, self.task.unlabelled, are_logits=True, verbose=0
+            model, self.unlabelled(model), are_logits=True, verbose=0
         )
         if number > 0:
             calibrator.run_at(factors)
@@ -381,6 +382,10 @@ class Runner:
                 verbose=0,
             )
         return {"error": float(calibrator.error())}
+
+    def unlabelled(self, model):
+        size = self.arguments.batch_size
+        return make_batches(model, self.task.unlabelled, size)
 
     def fit(self, model, part, epochs, learning_rate, seed):
         """Trains on labels."""

@@ -11,6 +11,7 @@ import keras
 from keras.src.backend import get_keras_mask
 
 __all__ = [
+    "calls_of",
     "forget_compiled_functions",
     "get_keras_mask",
     "own_dtype_policy",
@@ -40,6 +41,25 @@ def sublayers(layer, recursive=False):
         for descendant in [child, *sublayers(child, recursive=True)]:
             found.setdefault(id(descendant), descendant)
     return list(found.values())
+
+
+def calls_of(model, layer):
+    """What a functional model calls one of its layers with.
+
+    Args:
+        model: a functional `keras.Model`.
+        layer: one of its layers.
+
+    Returns:
+        A list with the symbolic first argument of each call.
+    """
+    arguments = [
+        node.arguments
+        for nodes in model._nodes_by_depth.values()
+        for node in nodes
+        if node.operation is layer
+    ]
+    return [[*own.args, *own.kwargs.values()][0] for own in arguments]
 
 
 def forget_compiled_functions(model):

@@ -8,7 +8,7 @@ from keras_coda.conversion.coda_model import validate_converted
 from keras_coda.conversion.trained_weights import backbone_of
 from keras_coda.conversion.trained_weights import trained_weights
 from keras_coda.layers.set_reduction_factor import set_reduction_factor
-from keras_coda.training import calibrate
+from keras_coda.training.calibrate import Calibrator
 from keras_coda.training.calibration import SPEEDUPS
 from keras_coda.training.inputs import make_batches
 from keras_coda.training.observation import LEFT_OUT
@@ -78,7 +78,8 @@ def plot_budget(
         dense_score = None if score is None else score(coda)
         calibrations, values = [], []
         for speedup in speedups:
-            calibrations.append(calibrate(coda, batches, speedup, **settings))
+            calibrator = Calibrator(coda, batches, **settings)
+            calibrations.append(calibrator.run(speedup))
             values.append(
                 calibrations[-1].error if score is None else score(coda)
             )

@@ -5,24 +5,31 @@ import keras
 from keras_coda.conversion.trained_weights import backbone_of
 
 
-def validate_functional(name, model, way_round):
-    """Raises a `TypeError` if a model is no graph of layers.
+def as_functional(name, model, way_round):
+    """A model as a graph of layers, which most are.
 
     Args:
         name: str, what the caller calls the model.
         model: a model with a backbone.
         way_round: str, what to do instead.
+
+    Returns:
+        `model`; or, of a `keras.Sequential`, a functional model of its layers.
+
+    Raises:
+        TypeError: if it is no graph.
     """
-    try:
-        is_functional = bool(keras.tree.flatten((model.input, model.output)))
-    except (AttributeError, ValueError):
-        is_functional = False
-    if not is_functional:
+    if isinstance(model, keras.Sequential) and model.built:
+        return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    # Functional models alone have them.
+    if not hasattr(model, "operations"):
         raise TypeError(
-            f"`{name}` must be a functional model if it is neither a KerasHub "
-            f"backbone nor a task. {way_round} Received: {name}={model!r} of "
-            f"type {type(model).__name__}"
+            f"`{name}` must be a functional model, or a sequential one with an "
+            "`Input`, if it is neither a KerasHub backbone nor a task. "
+            f"{way_round} Received: {name}={model!r} of type "
+            f"{type(model).__name__}"
         )
+    return model
 
 
 def with_backbone(model, backbone):

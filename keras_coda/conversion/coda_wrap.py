@@ -1,7 +1,7 @@
 import keras_hub
 
 from keras_coda.conversion import registry
-from keras_coda.conversion.around import validate_functional
+from keras_coda.conversion.around import as_functional
 from keras_coda.conversion.around import with_backbone
 from keras_coda.conversion.coda_model import CodaModel
 from keras_coda.conversion.family import import_families
@@ -37,7 +37,8 @@ def coda_wrap(model, settings):
     Args:
         model: a `keras_hub.models.Backbone` of a supported family; a task with
             one, such as `keras_hub.models.BertTextClassifier`; or a functional
-            `keras.Model` of your own that calls one.
+            or sequential `keras.Model` of your own that calls one, with other
+            layers before and behind it.
             `keras_coda.supported_models()` lists families and tasks.
         {settings}
 
@@ -91,14 +92,14 @@ def coda_wrap(model, settings):
     if model is backbone:
         return coda_backbone_cls(backbone, **vars(settings))
     if not isinstance(model, keras_hub.models.Task):
-        validate_functional(
+        graph = as_functional(
             "model",
             model,
             "Convert its backbone, `keras_coda.coda_wrap(model.backbone)`, and "
             "build the model with the result.",
         )
         return with_backbone(
-            model, coda_backbone_cls(backbone, **vars(settings))
+            graph, coda_backbone_cls(backbone, **vars(settings))
         )
 
     coda_task_cls = registry.task_classes.get(type(model))

@@ -48,8 +48,8 @@ def accelerate(
     epoch is one that may be the last.
 
     Args:
-        model: a fine-tuned KerasHub task, a functional model of your own around
-            a backbone, or a backbone. It is not changed, and shares its frozen
+        model: a fine-tuned KerasHub task, a functional or sequential model of
+            your own around a backbone, or a backbone. It is not changed, and shares its frozen
             weights with what is returned.
         x: inputs without labels, see `keras_coda.training.calibrate`. The first
             512 are calibrated on, all are trained on. Some thousand are worth
@@ -120,7 +120,6 @@ def accelerate(
         coda,
         batches[:num_calibrated],
         are_logits=are_logits,
-        batch_size=batch_size,
         seed=seed,
         verbose=verbose,
         cost=cost,

@@ -11,9 +11,9 @@ from keras_coda.conversion.trained_weights import backbone_of
 from keras_coda.conversion.trained_weights import trained_weights
 from keras_coda.layers.routing_scope import RoutingScope
 from keras_coda.training.inputs import preprocess
+from keras_coda.training.observation import as_observable
 from keras_coda.training.observation import encoder_of
 from keras_coda.training.observation import stacks
-from keras_coda.training.observation import validate_observable
 from keras_coda.validation import validate_choice
 
 TARGETS = ("pretrained", "fine_tuned")
@@ -58,9 +58,8 @@ def align(
             around a backbone. Compiled models stay so, with their optimizer as
             it was.
         dense: the model that `coda` was made from. It is not changed.
-        x: inputs without labels: texts, or a tuple of two lists of texts for a
-            task on pairs, where `coda` is a task with a preprocessor; or
-            inputs of the backbone, arrays or a dataset of batches.
+        x: what `fit` takes, as `keras_coda.training.calibrate` does; of batches
+            that are no `tf.data.Dataset` those of `coda`'s inputs alone.
         target: `"pretrained"`, reproduce `dense`, or `"fine_tuned"`, reproduce
             what `coda` as it is now computes with a reduction factor of 1.
             Defaults to `"pretrained"`.
@@ -100,8 +99,9 @@ def align(
     """
     validate_choice("target", target, TARGETS)
     _validate(coda, dense, logits_weight, temperature)
-    teacher = _make_teacher(coda, dense, target)
-    aligner = _Aligner(coda, teacher, logits_weight, temperature)
+    graph = as_observable("coda", coda)
+    teacher = _make_teacher(graph, as_observable("dense", dense), target)
+    aligner = _Aligner(graph, teacher, logits_weight, temperature)
     aligner.compile(optimizer=optimizer or keras.optimizers.AdamW(1e-3))
     with warnings.catch_warnings():
         # Left-out blocks have none, nor has a head whose outputs are not read.
@@ -117,8 +117,6 @@ def _validate(coda, dense, logits_weight, temperature):
             "`dense` must be the dense model that `coda` was made from, with a "
             f"{dense_cls.__name__}. Received: dense={dense!r}"
         )
-    for name, model in (("coda", coda), ("dense", dense)):
-        validate_observable(name, model)
     if logits_weight < 0 or not temperature > 0:
         raise ValueError(
             "`logits_weight` must be at least 0 and `temperature` positive. "

@@ -2,7 +2,9 @@ import copy
 
 import keras
 
+from keras_coda.conversion.trained_weights import backbone_of
 from keras_coda.layers.routing_scope import RoutingScope
+from keras_coda.training.observation import behind_front
 from keras_coda.training.observation import encoder_of
 from keras_coda.training.observation import stacks
 
@@ -14,25 +16,29 @@ class BlockChain:
     done block by block computes each block once.
 
     Args:
-        backbone: a converted backbone.
-        inputs: list of batches, as tensors.
+        model: a converted model.
+        inputs: list of batches of its inputs, as tensors.
 
     Attributes:
         known: list with a dict for each batch, from the id of each block that
             was passed to the states behind the last one of its stack.
     """
 
-    def __init__(self, backbone, inputs):
+    def __init__(self, model, inputs):
+        backbone = backbone_of(model)
         self.inputs = inputs
         self.known = [{} for _ in inputs]
         self._stack_of = {
             id(block): stack for stack in stacks(backbone) for block in stack
         }
-        whole = encoder_of(backbone)
+        whole = encoder_of(model)
         own = {id(layer) for layer in backbone.layers}
         self._up_to = {
-            id(block): keras.Model(
-                backbone.input, keras.tree.flatten(block.output)[0]
+            id(block): behind_front(
+                model,
+                keras.Model(
+                    backbone.input, keras.tree.flatten(block.output)[0]
+                ),
             )
             if id(block) in own
             else whole

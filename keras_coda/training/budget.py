@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 
+from keras_coda.conversion.trained_weights import backbone_of
 from keras_coda.training.block_chain import BlockChain
 from keras_coda.training.observation import LEFT_OUT
 from keras_coda.training.observation import at_factors
@@ -26,7 +27,7 @@ class Search:
     who drops layers, always are.
 
     Args:
-        backbone: a converted backbone with fitted shortcuts and routers.
+        coda: a converted model with fitted shortcuts and routers.
         observed: the `Observed` error of what is read.
         cost: a `Cost`.
         speedup: float. What is to be reached.
@@ -38,12 +39,12 @@ class Search:
     num_candidates = 8
     num_rounds = 2
 
-    def __init__(self, backbone, observed, cost, speedup):
-        self.backbone = backbone
-        self.blocks = backbone.conditional_blocks
+    def __init__(self, coda, observed, cost, speedup):
+        self.coda = coda
+        self.blocks = backbone_of(coda).conditional_blocks
         self.observed, self.cost, self.speedup = observed, cost, speedup
         self.measured = {}
-        self.first_blocks = [id(stack[0]) for stack in stacks(backbone)]
+        self.first_blocks = [id(stack[0]) for stack in stacks(coda)]
 
     @property
     def num_measurements(self):
@@ -93,7 +94,7 @@ class Search:
     def _dense_chains(self):
         """The states before each block, of a dense model."""
         chains = []
-        chain = BlockChain(self.backbone, self.observed.inputs)
+        chain = BlockChain(self.coda, self.observed.inputs)
         for block in self.blocks:
             chains.append(chain.copy())
             with dense([block]):

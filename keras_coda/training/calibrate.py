@@ -20,9 +20,10 @@ from keras_coda.training.cost import Cost
 from keras_coda.training.cost import MeasuredCost
 from keras_coda.training.inputs import hold_back
 from keras_coda.training.inputs import make_batches
+from keras_coda.training.observation import as_observable
 from keras_coda.training.observation import block_lengths
 from keras_coda.training.observation import dense
-from keras_coda.training.observation import validate_observable
+from keras_coda.training.observation import front_of
 from keras_coda.training.observation import without_gradients
 from keras_coda.training.observed import OBSERVED
 from keras_coda.training.observed import Observed
@@ -85,9 +86,11 @@ def calibrate(
         coda: what `keras_coda.coda_wrap` made, a backbone or a task, or a model
             around such a backbone. Its reduction factors (with `speedup`),
             shortcuts and routers are set, nothing else is changed.
-        x: texts, or a tuple of two lists of texts for a task on pairs, where
-            the task has a preprocessor. Or inputs of the backbone: arrays, or
-            an iterable of batches such as a `tf.data.Dataset`.
+        x: what `fit` takes. For a task with a preprocessor texts, a tuple of
+            two lists of texts for a task on pairs, or images; or a dict of
+            arrays that it has preprocessed. For other models arrays of their
+            inputs. Or an iterable of batches of any of these, such as a
+            `tf.data.Dataset`, with labels or without, which are not read.
         speedup: optional float > 1. How many times less the model is to cost
             than the dense model, before it was converted. Defaults to `None`:
             the reduction factors that the model has.
@@ -126,7 +129,7 @@ def calibrate(
         It prints as a table.
 
     Raises:
-        TypeError: if `coda` was not converted.
+        TypeError: if `coda` was not converted, or calls its backbone twice.
         ValueError: if `num_passes` is below 2, `observed` or `cost` is unknown,
             `coda` is a language model without a `prompt_length`, or `speedup`
             is out of reach; the message says what is in reach.
@@ -155,12 +158,12 @@ def calibrate(
         Fisher information as the cost of leaving something out:
         [Theis et al., 2018](https://arxiv.org/abs/1801.05787).
     """
+    validate_converted("coda", coda)
     calibrator = Calibrator(
         coda,
-        x,
+        make_batches(coda, x, batch_size),
         observed,
         are_logits,
-        batch_size,
         ridge,
         num_passes,
         seed,
@@ -184,18 +187,16 @@ class Calibrator:
     def __init__(
         self,
         coda,
-        x,
+        inputs,
         observed=None,
         are_logits=None,
-        batch_size=32,
         ridge=1e-3,
         num_passes=8,
         seed=0,
         verbose=1,
         cost="flops",
     ):
-        validate_converted("coda", coda)
-        validate_observable("coda", coda)
+        graph = as_observable("coda", coda)
         self.cost = validate_choice("cost", cost, COSTS)
         if num_passes < 2:
             raise ValueError(
@@ -211,8 +212,8 @@ class Calibrator:
             )
         if observed is not None and not callable(observed):
             validate_choice("observed", observed, OBSERVED)
-        self.coda, self.backbone = coda, backbone_of(coda)
-        self.inputs = make_batches(coda, x, batch_size)
+        self.coda, self.backbone = graph, backbone_of(coda)
+        self.inputs = inputs
         self.ridge, self.num_passes = ridge, num_passes
         self.rng = np.random.default_rng(seed)
         self.verbose = verbose
@@ -231,7 +232,7 @@ class Calibrator:
             return observed
         if self.coda is not self.backbone:
             return self.coda
-        first = Observed(self.backbone, self.inputs[:1], "pinned", False)
+        first = Observed(self.coda, self.inputs[:1], "pinned", False)
         return "pinned" if first.reads_something else "tokens"
 
     def _num_observed(self):
@@ -244,7 +245,7 @@ class Calibrator:
 
     def _observe(self, inputs):
         are_logits = self.are_logits and callable(self.read)
-        return Observed(self.backbone, inputs, self.read, are_logits)
+        return Observed(self.coda, inputs, self.read, are_logits)
 
     def run(self, speedup=None):
         """Returns a `Calibration`."""
@@ -270,19 +271,22 @@ class Calibrator:
 
     def error(self):
         """The error of what is read, of the model as it is."""
-        chain = BlockChain(self.backbone, self.held_back)
+        chain = BlockChain(self.coda, self.held_back)
         with without_gradients(*self.models):
             return self.observed.mean_error(chain.outputs(self.observed.run))
 
     def _run(self, speedup, bar):
         blocks = self.backbone.named_blocks
-        lengths = block_lengths(self.backbone, self.inputs[0])
+        lengths = block_lengths(self.coda, self.inputs[0])
         if self.cost == "flops":
             cost = Cost(self.backbone, lengths)
         else:
-            cost = MeasuredCost(self.backbone, lengths, self.inputs[0])
+            batch, front = self.inputs[0], front_of(self.coda)
+            if front is not None:
+                batch = front(batch, training=False)
+            cost = MeasuredCost(self.backbone, lengths, batch)
         if speedup is not None:
-            search = Search(self.backbone, self.observed, cost, speedup)
+            search = Search(self.coda, self.observed, cost, speedup)
             self._set_factors(search.uniform())
             if len(self.inputs) > len(self.held_back):
                 self.inputs = self.inputs[: -len(self.held_back)]
@@ -323,9 +327,7 @@ class Calibrator:
             forget_compiled(model)
 
     def _fit_shortcuts(self, in_sequence):
-        return fit_shortcuts(
-            self.backbone, self.inputs, self.ridge, in_sequence
-        )
+        return fit_shortcuts(self.coda, self.inputs, self.ridge, in_sequence)
 
     @property
     def _routers_depend_on_factors(self):

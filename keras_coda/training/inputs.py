@@ -6,33 +6,50 @@ from keras import ops
 
 
 def preprocess(model, x):
-    """Inputs of a backbone, made of texts by a task's preprocessor.
+    """Inputs of a model, made by a task's preprocessor as `fit` makes them.
 
     Args:
         model: a task, or something else.
-        x: texts; a tuple of texts for a task on pairs; a dict of texts for one
-            that takes such. Anything else is returned as it is.
+        x: texts; a tuple of texts for a task on pairs; a dict with texts for
+            one that takes such; an array, of images say; or a
+            `tf.data.Dataset` of batches of any of these, with or without
+            labels. Anything else is returned as it is: a dict of arrays, which
+            are inputs of the model already, and batches of other kinds.
 
     Raises:
         ValueError: if there are no inputs, or if `x` is text and `model` has no
             preprocessor.
     """
     validate_not_empty(x)
-    if not _is_text(x):
-        return x
-    if getattr(model, "preprocessor", None) is None:
+    has_preprocessor = getattr(model, "preprocessor", None) is not None
+    if hasattr(x, "element_spec"):
+        if not has_preprocessor:
+            return x
+        # As KerasHub does it. Elements that are tuples come as arguments.
+        return x.map(lambda *batch: _preprocess_batch(model, batch))
+    if _is_text(x) and not has_preprocessor:
         raise ValueError(
             "`x` is text, and the model has no preprocessor that makes tokens "
             "of it. Pass the inputs of the backbone, a dict of arrays. "
             f"Received: x={str(x)[:60]}..."
         )
-    if isinstance(x, tuple):
-        # Without labels KerasHub takes the second texts for them.
-        outputs = model.preprocess_samples(x, np.zeros(len(x[0])))
-    else:
-        outputs = model.preprocess_samples(x)
-    inputs, _, _ = keras.utils.unpack_x_y_sample_weight(outputs)
-    return keras.tree.map_structure(ops.convert_to_numpy, inputs)
+    if not has_preprocessor or not (_is_text(x) or hasattr(x, "shape")):
+        return x
+    return keras.tree.map_structure(
+        ops.convert_to_numpy, _preprocess_batch(model, (x,))
+    )
+
+
+def _preprocess_batch(model, batch):
+    """The inputs in a batch, `(x,)` or `(x, y)` or with weights too."""
+    x, *labels = batch
+    if isinstance(x, tuple) and not labels:
+        # KerasHub would take the second texts for them.
+        labels = [x[0]]
+    if not _is_text(x) and isinstance(x, dict):
+        return x
+    outputs = model.preprocess_samples(x, *labels)
+    return keras.utils.unpack_x_y_sample_weight(outputs)[0]
 
 
 def validate_not_empty(x):
@@ -53,24 +70,32 @@ def _is_text(x):
         return any(map(_is_text, x.values()))
     if isinstance(x, (list, tuple)):
         return len(x) > 0 and all(isinstance(v, str) or _is_text(v) for v in x)
-    return getattr(getattr(x, "dtype", None), "kind", None) in ("U", "S", "O")
+    dtype = getattr(x, "dtype", None)
+    return getattr(dtype, "kind", None) in ("U", "S", "O") or dtype == "string"
 
 
 def make_batches(model, x, batch_size):
-    """A list of batches, as tensors.
+    """A list of batches of inputs, as tensors.
 
     Args:
         model: a converted model, for its preprocessor.
-        x: see `preprocess`.
-        batch_size: int. For arrays.
+        x: what `preprocess` takes; or an iterable of batches, which may be
+            tuples that begin with what it takes, as those of `fit` are.
+        batch_size: int. For arrays and texts.
     """
-    x = preprocess(model, x)
-    if isinstance(x, dict) or hasattr(x, "shape"):
+    if _is_text(x) or isinstance(x, dict) or hasattr(x, "shape"):
+        x = preprocess(model, x)
         size = len(keras.tree.flatten(x)[0])
         x = [
             keras.tree.map_structure(lambda v: v[start : start + batch_size], x)
             for start in range(0, size, batch_size)
         ]
+    else:
+        validate_not_empty(x)
+        x = (
+            preprocess(model, batch[0] if isinstance(batch, tuple) else batch)
+            for batch in x
+        )
     batches = [
         keras.tree.map_structure(ops.convert_to_tensor, batch) for batch in x
     ]

@@ -2,6 +2,8 @@ import keras
 import numpy as np
 
 from keras_coda.conversion.trained_weights import backbone_of
+from keras_coda.training.inputs import preprocess
+from keras_coda.training.observation import front_of
 
 
 class MaskedPatchesObjective:
@@ -10,6 +12,7 @@ class MaskedPatchesObjective:
     def __init__(
         self, coda, task_cls, tokenizer, sequence_length, mask_rate, rng
     ):
+        self.coda, self.front = coda, front_of(coda)
         backbone = backbone_of(coda)
         self.patch_size = backbone.patch_size
         if isinstance(self.patch_size, int):
@@ -40,9 +43,10 @@ class MaskedPatchesObjective:
 
     def make_batch(self, images):
         """Makes `(x, y, sample_weight)` from a list of images."""
-        patches = to_patches(
-            np.stack(images).astype("float32"), self.patch_size
-        )
+        images = preprocess(self.coda, np.stack(images).astype("float32"))
+        if self.front is not None:
+            images = self.front.predict_on_batch(images)
+        patches = to_patches(images, self.patch_size)
         batch_size, rows, columns, _ = patches.shape
         num_masked = max(1, round(self.mask_rate * rows * columns))
         order = np.argsort(self.rng.random((batch_size, rows * columns)))

@@ -6,8 +6,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_coda.conversion.around import validate_functional
+from keras_coda._keras_internals import calls_of
+from keras_coda.conversion.around import as_functional
 from keras_coda.conversion.coda_backbone import CodaBackbone
+from keras_coda.conversion.trained_weights import backbone_of
 from keras_coda.layers import ConditionalTransformerBlock
 from keras_coda.layers.routing_scope import RoutingScope
 
@@ -15,15 +17,62 @@ from keras_coda.layers.routing_scope import RoutingScope
 LEFT_OUT = 10_000
 
 
-def validate_observable(name, model):
-    """Raises a `TypeError` if a model around a backbone is no graph."""
-    validate_functional(
+def as_observable(name, model):
+    """A model as a graph of layers that calls one backbone once.
+
+    Raises:
+        TypeError: if it does not.
+    """
+    graph = as_functional(
         name, model, "Pass its backbone, and inputs of the backbone."
     )
+    num_calls = len(calls_of(graph, backbone_of(graph)))
+    if num_calls > 1:
+        raise TypeError(
+            f"`{name}` must call its backbone once. Pass the part that makes "
+            "the outputs of one call, a functional model or the backbone, and "
+            "inputs of it: the calls share what is fitted. Received: "
+            f"{name}={model!r}, which calls its backbone {num_calls} times"
+        )
+    return graph
+
+
+def front_of(model):
+    """What a model around a backbone makes of its inputs for the backbone.
+
+    Such as a `Rescaling`, or other names.
+
+    Returns:
+        A functional model, or `None` where the backbone gets the inputs.
+    """
+    for inputs in calls_of(model, backbone_of(model)):
+        if _ids(inputs) != _ids(model.input):
+            return keras.Model(model.input, inputs)
+    return None
+
+
+def _ids(tensors):
+    return [id(tensor) for tensor in keras.tree.flatten(tensors)]
+
+
+def behind_front(model, part):
+    """A model of what a backbone gets, as one of what is given around it.
+
+    Args:
+        model: a converted model.
+        part: a model that takes what the backbone of `model` takes.
+    """
+    front = front_of(model)
+    if front is None:
+        return part
+    return keras.Model(model.input, part(front.output))
 
 
 def encoder_of(model):
     """The part of a converted model that runs all its blocks."""
+    backbone = backbone_of(model)
+    if model is not backbone:
+        return behind_front(model, encoder_of(backbone))
     blocks, towers = _own_blocks(model), _nested_backbones(model)
     if blocks and not towers:
         # T5's blocks also return the position bias.
@@ -105,11 +154,11 @@ def without_gradients(*models):
             weight.trainable = True
 
 
-def block_lengths(backbone, batch):
+def block_lengths(model, batch):
     """How many tokens of a batch each block gets, a list."""
-    blocks = backbone.conditional_blocks
+    blocks = backbone_of(model).conditional_blocks
     with dense(blocks), RoutingScope() as scope:
-        encoder_of(backbone)(batch, training=False)
+        encoder_of(model)(batch, training=False)
     return [scope.record(block).inputs.shape[1] for block in blocks]
 
 

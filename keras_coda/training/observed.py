@@ -2,6 +2,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_coda.conversion.trained_weights import backbone_of
 from keras_coda.layers.routing_scope import RoutingScope
 from keras_coda.training.observation import choosable
 from keras_coda.training.observation import dense
@@ -18,8 +19,8 @@ class Observed:
     """What is read of a model, and how far off it is at given factors.
 
     Args:
-        backbone: a converted backbone.
-        inputs: list of batches, as tensors.
+        model: a converted model.
+        inputs: list of batches of its inputs, as tensors.
         read: `"pinned"`, the tokens that are always routed, behind the last
             block of each stack; `"tokens"`, all real ones there; or a function
             of the inputs that runs the backbone and returns what is read.
@@ -34,13 +35,13 @@ class Observed:
             batch.
     """
 
-    def __init__(self, backbone, inputs, read, are_logits):
+    def __init__(self, model, inputs, read, are_logits):
         self.inputs = inputs
         self.read = read
         self.are_logits = are_logits
-        blocks = backbone.conditional_blocks
-        self.stacks = [blocks] if callable(read) else stacks(backbone)
-        self.function = read if callable(read) else encoder_of(backbone)
+        blocks = backbone_of(model).conditional_blocks
+        self.stacks = [blocks] if callable(read) else stacks(model)
+        self.function = read if callable(read) else encoder_of(model)
         self.targets, self.weights = [], []
         for batch in inputs:
             with dense(blocks), RoutingScope() as self.scope:

@@ -61,7 +61,8 @@ def pretrain(
             the objective; a task for it, such as a converted
             `keras_hub.models.BertMaskedLM`, keeps its own, which is better
             where that is pretrained.
-        x: list of str, or an array of images, or a list of utterances: arrays
+        x: list of str, or an array of images as `coda.fit` takes them (those of
+            a task with a preprocessor go through it), or utterances: arrays
             of shape `(frames, features)`, as the backbone takes them, whose
             features should have about mean 0 and deviation 1.
         tokenizer: the backbone's KerasHub tokenizer, for texts. Defaults to

@@ -16,15 +16,15 @@ from keras_coda.training.observation import stacks
 from keras_coda.training.observation import to_float32
 
 
-def fit_shortcuts(backbone, inputs, ridge, in_sequence):
+def fit_shortcuts(coda, inputs, ridge, in_sequence):
     """Fits the shortcuts of a model, block after block.
 
     A shortcut predicts what a token lacks: the dense model's state behind the
     block, less the token's own state before it.
 
     Args:
-        backbone: a converted backbone.
-        inputs: list of batches, as tensors.
+        coda: a converted model.
+        inputs: list of batches of its inputs, as tensors.
         ridge: float. Penalty of the coefficients.
         in_sequence: bool. Whether blocks are fitted to the states that the
             fitted blocks before them make at the model's reduction factors,
@@ -35,10 +35,10 @@ def fit_shortcuts(backbone, inputs, ridge, in_sequence):
         A dict from the id of each block that was fitted to the share that its
         shortcut explains.
     """
-    target_chain = BlockChain(backbone, inputs)
-    chain = BlockChain(backbone, inputs)
+    target_chain = BlockChain(coda, inputs)
+    chain = BlockChain(coda, inputs)
     shares = {}
-    for block, *left_out in runs(backbone):
+    for block, *left_out in runs(coda):
         for passed in (block, *left_out):
             with dense([passed]):
                 targets = [x.outputs for x in target_chain.records(passed)]
@@ -57,9 +57,9 @@ def fit_shortcuts(backbone, inputs, ridge, in_sequence):
     return shares
 
 
-def runs(backbone):
+def runs(coda):
     """The blocks, each in a list with those behind it that do not run."""
-    for stack in stacks(backbone):
+    for stack in stacks(coda):
         run = []
         for block in stack:
             if run and block.reduction_factor != math.inf:

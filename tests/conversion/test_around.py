@@ -8,9 +8,12 @@ import pytest
 import keras_coda
 from keras_coda.conversion.trained_weights import backbone_of
 from tests.backend_helpers import slow_to_compile
+from tests.conversion.models import IMAGE_SIZE
 from tests.conversion.models import bert_backbone
 from tests.conversion.models import bert_inputs
 from tests.conversion.models import predict
+from tests.conversion.models import vit_backbone
+from tests.conversion.models import vit_inputs
 
 
 def make_tagger(backbone):
@@ -72,6 +75,93 @@ def test_accelerate():
     assert factors == calibration.reduction_factor
     assert calibration.speedup >= 1.5
     assert predict(fast, inputs).shape == predict(tagger, inputs).shape
+
+
+def make_image_model(scale, has_layers_in_front, cls=keras.Model):
+    """A classifier of images that are to be multiplied by `scale`."""
+    layers = [keras.layers.Rescaling(scale)] if has_layers_in_front else []
+    # Augmentation is for training alone.
+    layers = [keras.layers.RandomFlip(), *layers, vit_backbone()]
+    initializer = keras.initializers.RandomNormal(seed=1)
+    layers += [
+        keras.layers.GlobalAveragePooling1D(),
+        keras.layers.Dense(3, kernel_initializer=initializer),
+    ]
+    # As the backbone calls its own.
+    inputs = keras.Input((IMAGE_SIZE, IMAGE_SIZE, 3), name="images")
+    if cls is keras.Sequential:
+        return cls([inputs, *layers])
+    outputs = inputs
+    for layer in layers:
+        outputs = layer(outputs)
+    return cls(inputs, outputs)
+
+
+@slow_to_compile
+@pytest.mark.parametrize("cls", [keras.Model, keras.Sequential])
+def test_layers_in_front_of_the_backbone(cls):
+    images = vit_inputs()
+    images = np.concatenate([images * scale for scale in (1.0, 0.5, 2.0, 0.7)])
+    found = []
+    for scale, model in (
+        (1.0, make_image_model(0.25, True, cls)),
+        (0.25, make_image_model(0.25, False)),
+    ):
+        keras.utils.set_random_seed(0)
+        coda = keras_coda.coda_wrap(
+            model, reduction_factor=[3, 1], adapter_dim=1, shortcut_dim=2
+        )
+        x = scale * images
+        dense = predict(coda, x)
+        calibration = keras_coda.training.calibrate(coda, x, verbose=0)
+        errors = [calibration.error]
+        for logits_weight in (0.0, 1.0):
+            history = keras_coda.training.align(
+                coda, model, x, logits_weight=logits_weight, verbose=0
+            ).history
+            errors += [history["loss"][0], history["hidden_error"][0]]
+        chosen = keras_coda.training.calibrate(coda, x, 1.2, verbose=0)
+        errors += [chosen.error, *chosen.reduction_factor]
+        pretrained = keras_coda.training.pretrain(coda, x, verbose=0)
+        errors += pretrained.history["loss"]
+        found.append((dense, errors))
+    np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-5)
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-3)
+
+
+def test_a_sequential_model():
+    model, images = make_image_model(0.1, True, keras.Sequential), vit_inputs()
+    coda = keras_coda.coda_wrap(model, reduction_factor=1)
+    np.testing.assert_allclose(
+        predict(coda, images), predict(model, images), atol=1e-5
+    )
+    with pytest.raises(TypeError, match="sequential one with an `Input`"):
+        keras_coda.coda_wrap(
+            keras.Sequential([keras.layers.Rescaling(0.1), vit_backbone()])
+        )
+
+
+def test_two_calls_of_one_backbone():
+    backbone = bert_backbone()
+    calls = [
+        {
+            name: keras.Input((None,), dtype="int32", name=f"{name}_{number}")
+            for name in backbone.input
+        }
+        for number in range(2)
+    ]
+    vectors = [backbone(inputs)["pooled_output"] for inputs in calls]
+    model = keras.Model(calls, keras.layers.Dot(1)(vectors))
+    x = [bert_inputs(), bert_inputs(lengths=(3, 12, 5))]
+    coda = keras_coda.coda_wrap(model, reduction_factor=1)
+    models = model, coda
+    np.testing.assert_allclose(*(predict(m, x) for m in models), rtol=1e-4)
+    for recipe in (
+        lambda: keras_coda.training.calibrate(coda, x),
+        lambda: keras_coda.training.align(coda, model, x),
+    ):
+        with pytest.raises(TypeError, match="calls its backbone 2 times"):
+            recipe()
 
 
 def test_what_cannot_be_converted():
