@@ -49,8 +49,8 @@ def accelerate(
 
     Args:
         model: a fine-tuned KerasHub task, a functional or sequential model of
-            your own around a backbone, or a backbone. It is not changed, and shares its frozen
-            weights with what is returned.
+            your own around a backbone, or a backbone. It is not changed, and
+            shares its frozen weights with what is returned.
         x: inputs without labels, see `keras_coda.training.calibrate`. The first
             512 are calibrated on, all are trained on. Some thousand are worth
             it, most of all where all tokens are read.
