@@ -79,8 +79,8 @@ def make_batches(model, x, batch_size):
 
     Args:
         model: a converted model, for its preprocessor.
-        x: what `preprocess` takes; or an iterable of batches, which may be
-            tuples that begin with what it takes, as those of `fit` are.
+        x: what `preprocess` takes; or an iterable of batches of that, with or
+            without labels.
         batch_size: int. For arrays and texts.
     """
     if _is_text(x) or isinstance(x, dict) or hasattr(x, "shape"):
@@ -92,15 +92,18 @@ def make_batches(model, x, batch_size):
         ]
     else:
         validate_not_empty(x)
-        x = (
-            preprocess(model, batch[0] if isinstance(batch, tuple) else batch)
-            for batch in x
-        )
+        x = (preprocess(model, _without_labels(batch)) for batch in x)
     batches = [
         keras.tree.map_structure(ops.convert_to_tensor, batch) for batch in x
     ]
     validate_not_empty(batches)
     return batches
+
+
+def _without_labels(batch):
+    """The inputs in a batch that may be `(x, y)`, as `fit` finds them."""
+    is_texts = isinstance(batch, list) and isinstance(batch[0], str)
+    return batch if is_texts else keras.utils.unpack_x_y_sample_weight(batch)[0]
 
 
 def hold_back(inputs, size):

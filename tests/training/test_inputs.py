@@ -47,7 +47,8 @@ def assert_same_rows(batches, expected):
         lambda: dataset(TEXTS, LABELS),
         lambda: tf.data.Dataset.from_tensor_slices(TEXTS).batch(2),
         Texts,
-        lambda: (batch for batch in Texts()),
+        lambda: (list(batch) for batch in Texts()),
+        lambda: (TEXTS[start : start + 2] for start in (0, 2)),
     ],
 )
 def test_texts(make_x):
