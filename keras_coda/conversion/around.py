@@ -5,13 +5,13 @@ import keras
 from keras_coda.conversion.trained_weights import backbone_of
 
 
-def as_functional(name, model, way_round):
+def as_functional(name, model, way_round=""):
     """A model as a graph of layers, which most are.
 
     Args:
         name: str, what the caller calls the model.
         model: a model with a backbone.
-        way_round: str, what to do instead.
+        way_round: str, what to do instead. A sentence with a space behind it.
 
     Returns:
         `model`; or, of a `keras.Sequential`, a functional model of its layers.
@@ -26,7 +26,7 @@ def as_functional(name, model, way_round):
         raise TypeError(
             f"`{name}` must be a functional model, or a sequential one with an "
             "`Input`, if it is neither a KerasHub backbone nor a task. "
-            f"{way_round} Received: {name}={model!r} of type "
+            f"{way_round}Received: {name}={model!r} of type "
             f"{type(model).__name__}"
         )
     return model

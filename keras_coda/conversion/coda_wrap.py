@@ -96,7 +96,7 @@ def coda_wrap(model, settings):
             "model",
             model,
             "Convert its backbone, `keras_coda.coda_wrap(model.backbone)`, and "
-            "build the model with the result.",
+            "build the model with the result. ",
         )
         return with_backbone(
             graph, coda_backbone_cls(backbone, **vars(settings))

@@ -3,6 +3,7 @@
 import keras
 
 from keras_coda._keras_internals import sublayers
+from keras_coda.conversion.around import as_functional
 from keras_coda.validation import validate_choice
 from keras_coda.validation import validate_positive_integer
 
@@ -13,18 +14,13 @@ def named_model(model, outputs=None):
     It shares the layers of `model`, which is left as it is.
 
     Args:
-        model: a functional `keras.Model`.
+        model: a functional or sequential `keras.Model`.
         outputs: optional name, or list of names, of the outputs to keep.
 
     Returns:
         A `keras.Model` with the inputs that the outputs depend on.
     """
-    if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):
-        raise TypeError(
-            "`model` must be a KerasHub backbone or task, converted or not, or "
-            "another functional or sequential `keras.Model`. "
-            f"Received: model={model!r} of type {type(model).__name__}"
-        )
+    model = as_functional("model", model)
     all_outputs = model.output
     if not isinstance(all_outputs, dict):
         all_outputs = dict(zip(model.output_names, model.outputs))

@@ -24,7 +24,7 @@ def as_observable(name, model):
         TypeError: if it does not.
     """
     graph = as_functional(
-        name, model, "Pass its backbone, and inputs of the backbone."
+        name, model, "Pass its backbone, and inputs of the backbone. "
     )
     num_calls = len(calls_of(graph, backbone_of(graph)))
     if num_calls > 1:

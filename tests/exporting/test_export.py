@@ -10,6 +10,7 @@ import pytest
 
 import keras_coda
 from keras_coda.exporting import formats
+from keras_coda.exporting import signature
 from tests.conversion import models
 from tests.exporting import artefacts
 from tests.exporting.artefacts import ANY_LENGTH
@@ -270,9 +271,19 @@ def test_bad_arguments(classifier, tmp_path, kwargs, error, message):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_sequential_model_has_a_signature():
+    layers = [keras.Input((2,), name="features"), keras.layers.Dense(3)]
+    named = signature.named_model(keras.Sequential(layers))
+    assert list(named.input) == ["features"]
+    (output,) = named.output.values()
+    assert output.shape == (None, 3)
+
+
 def test_bad_models(vit, tmp_path):
-    with pytest.raises(TypeError, match="`model` must be a KerasHub"):
-        keras_coda.export("model", tmp_path / "model")
+    without_input = keras.Sequential([keras.layers.Dense(2)])
+    for model in ("model", without_input):
+        with pytest.raises(TypeError, match="`model` must be a functional"):
+            keras_coda.export(model, tmp_path / "model")
     image = keras.Input((2,))
     twice = keras.Model(image, [image, image])
     with pytest.raises(ValueError, match="must have different names"):
