@@ -4,6 +4,7 @@ from keras import ops
 from keras_coda.analysis.figure import make_figure
 from keras_coda.analysis.routing import routing
 from keras_coda.conversion.trained_weights import backbone_of
+from keras_coda.training.masked_patches import channels_axis
 
 # The colour of left out patches, which neither black nor white images have.
 LEFT_OUT = np.array([0.45, 0.6, 0.85])
@@ -50,7 +51,8 @@ def plot_routing(model, images, scale=2.0):
     Reference:
         [Lei et al., 2023](https://arxiv.org/abs/2304.04947), figure 7.
     """
-    patch_size = getattr(backbone_of(model), "patch_size", None)
+    backbone = backbone_of(model)
+    patch_size = getattr(backbone, "patch_size", None)
     if patch_size is None:
         raise TypeError(
             "`model` must be a converted vision model, whose backbone has a "
@@ -61,6 +63,7 @@ def plot_routing(model, images, scale=2.0):
         patch_size = (patch_size, patch_size)
     images = ops.convert_to_numpy(images)
     routed = routing(model, images)
+    images = np.moveaxis(images, channels_axis(backbone), -1)
     weights = routed.weights_by_position()
     rows, columns = (
         size // patch for size, patch in zip(images.shape[1:3], patch_size)

@@ -157,7 +157,8 @@ class _Aligner(keras.Model):
     """What `align` fits; its losses are made in `call`."""
 
     def __init__(self, coda, teacher, logits_weight, temperature):
-        super().__init__(name="aligner")
+        # Whatever the policy is: layers of the models round their own inputs.
+        super().__init__(name="aligner", dtype="float32")
         self.hidden_error = keras.metrics.Mean(name="hidden_error")
         self.logits_weight = logits_weight
         self.temperature = temperature

@@ -19,7 +19,10 @@ class MaskedPatchesObjective:
             self.patch_size = (self.patch_size, self.patch_size)
         self.mask_rate = mask_rate or 0.6
         self.rng = rng
-        height, width, channels = backbone.image_shape
+        self.channels_axis = channels_axis(backbone)
+        sizes = list(backbone.image_shape)
+        channels = sizes.pop(self.channels_axis)
+        height, width = sizes
         rows, columns = (
             height // self.patch_size[0],
             width // self.patch_size[1],
@@ -45,7 +48,8 @@ class MaskedPatchesObjective:
         """Makes `(x, y, sample_weight)` from a list of images."""
         images = preprocess(self.coda, np.stack(images).astype("float32"))
         if self.front is not None:
-            images = self.front.predict_on_batch(images)
+            images = self.front.predict_on_batch(images).astype("float32")
+        images = np.moveaxis(images, self.channels_axis, -1)
         patches = to_patches(images, self.patch_size)
         batch_size, rows, columns, _ = patches.shape
         num_masked = max(1, round(self.mask_rate * rows * columns))
@@ -58,11 +62,18 @@ class MaskedPatchesObjective:
         hidden = patches.mean(axis=(1, 2), keepdims=True)
         hidden = np.broadcast_to(hidden, patches.shape)
         shown = np.where(masked[..., None], hidden, patches)
+        images = from_patches(shown, self.patch_size)
         return (
-            from_patches(shown, self.patch_size),
+            np.moveaxis(images, -1, self.channels_axis),
             targets.reshape((batch_size, rows * columns, -1)),
             masked.reshape((batch_size, -1)).astype("float32"),
         )
+
+
+def channels_axis(backbone):
+    """The axis of the channels, of an image or of many."""
+    data_format = getattr(backbone, "data_format", "channels_last")
+    return -3 if data_format == "channels_first" else -1
 
 
 def to_patches(images, patch_size):

@@ -84,7 +84,8 @@ class _Slopes(keras.Model):
     """
 
     def __init__(self, observed, blocks, models, shapes):
-        super().__init__(name="slopes")
+        # Whatever the policy is: slopes would be rounded with what is computed.
+        super().__init__(name="slopes", dtype="float32")
         self.observed, self.models, self.shapes = observed, models, shapes
         # Within a function, so that they are tracked in the models alone.
         self.blocks = lambda: blocks

@@ -13,6 +13,7 @@ from tests.conversion.models import LENGTHS
 from tests.conversion.models import NUM_LAYERS
 from tests.conversion.models import bert_backbone
 from tests.conversion.models import bert_inputs
+from tests.conversion.models import channels_first_vit
 from tests.conversion.models import predict
 from tests.conversion.models import t5_backbone
 from tests.conversion.models import t5_inputs
@@ -85,14 +86,17 @@ def test_model_without_conditional_blocks():
         keras_coda.analysis.routing(bert_backbone(), bert_inputs())
 
 
-def test_plot_fades_what_is_not_routed():
+@pytest.mark.parametrize(
+    ("make_backbone", "axis"), [(vit_backbone, -1), (channels_first_vit, 1)]
+)
+def test_plot_fades_what_is_not_routed(make_backbone, axis):
     coda = keras_coda.coda_wrap(
-        vit_backbone(), reduction_factor=17 / 5, router="first_k"
+        make_backbone(), reduction_factor=17 / 5, router="first_k"
     )
+    images = np.ones_like(vit_inputs())
+    images *= np.linspace(0.5, 1, IMAGE_SIZE)[:, None, None]
     figure = keras_coda.analysis.plot_routing(
-        coda,
-        np.ones_like(vit_inputs())
-        * np.linspace(0.5, 1, IMAGE_SIZE)[:, None, None],
+        coda, np.moveaxis(images, -1, axis)
     )
     batch_size = len(vit_inputs())
     assert len(figure.axes) == batch_size * (NUM_LAYERS + 1)

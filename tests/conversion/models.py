@@ -111,6 +111,13 @@ def vit_backbone(seed=0, **kwargs):
     return randomize(backbone, seed)
 
 
+def channels_first_vit():
+    """`vit_backbone` for images `(batch_size, channels, height, width)`."""
+    return vit_backbone(
+        image_shape=(3, IMAGE_SIZE, IMAGE_SIZE), data_format="channels_first"
+    )
+
+
 def tokens(length=12, lengths=LENGTHS, seed=0):
     """Token ids and padding mask; the real tokens depend on no length."""
     rng = np.random.default_rng(seed)

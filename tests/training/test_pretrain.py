@@ -15,6 +15,7 @@ from keras_coda.training.span_corruption import SpanCorruptionObjective
 from tests.backend_helpers import same_on_every_backend
 from tests.backend_helpers import slow_to_compile
 from tests.conversion.models import bert_backbone
+from tests.conversion.models import channels_first_vit
 from tests.conversion.models import predict
 from tests.conversion.models import t5_backbone
 from tests.conversion.models import vit_backbone
@@ -207,6 +208,22 @@ def test_masked_patches_batches():
         assert np.ptp(seen[row][mask], axis=0).max() == 0
     np.testing.assert_allclose(targets.mean(axis=-1), 0, atol=1e-5)
     np.testing.assert_allclose(targets.std(axis=-1), 1, atol=1e-2)
+
+
+def test_masked_patches_of_images_whose_channels_come_first():
+    batches = []
+    for backbone, axis in ((vit_backbone(), -1), (channels_first_vit(), 1)):
+        objective = MaskedPatchesObjective(
+            keras_coda.coda_wrap(backbone),
+            *[None] * 4,
+            np.random.default_rng(0),
+        )
+        images = list(np.moveaxis(vit_inputs(), -1, axis))
+        x, *rest = objective.make_batch(images)
+        assert x.shape[axis] == 3
+        batches.append([np.moveaxis(x, axis, -1), *rest])
+    for first, last in zip(*batches):
+        np.testing.assert_array_equal(first, last)
 
 
 def test_patches_round_trip():

@@ -10,6 +10,7 @@ from keras_coda.training.inputs import make_batches
 from keras_coda.training.observed import Observed
 from keras_coda.training.token_importance import TokenImportance
 from tests.backend_helpers import slow_to_compile
+from tests.conversion.models import HIDDEN_DIM
 from tests.conversion.models import bert_backbone
 from tests.conversion.models import bert_inputs
 from tests.conversion.models import randomize
@@ -65,6 +66,30 @@ def test_slopes_are_those_of_finite_differences(what):
     assert padding.any()
     assert not first[padding].any() and not second[padding].any()
     assert bool(second[:, 1:].any()) == (what == "tokens")
+
+
+def test_slopes_in_mixed_precision():
+    slopes = []
+    for policy in ("float32", "mixed_bfloat16"):
+        keras.config.set_dtype_policy(policy)
+        try:
+            coda = keras_coda.coda_wrap(bert_backbone())
+            coda.trainable = False
+            batches = make_batches(coda, bert_inputs(), 8)
+            importance = TokenImportance(
+                coda.conditional_blocks, [coda], np.random.default_rng(0)
+            )
+            importance(Observed(coda, batches, "tokens", False))
+            # The same direction for both, of many sizes.
+            shape = *batches[0]["token_ids"].shape, HIDDEN_DIM
+            drawn = np.random.default_rng(0).normal(size=shape)
+            slopes.append(
+                importance.slopes.of(batches[0], [drawn.astype("float32")])
+            )
+        finally:
+            keras.config.set_dtype_policy("float32")
+    for own, others in zip(*slopes):
+        np.testing.assert_allclose(own, others, rtol=0.1, atol=0.1)
 
 
 @slow_to_compile
