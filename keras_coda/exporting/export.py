@@ -5,7 +5,7 @@ import tempfile
 
 import keras_hub
 
-from keras_coda._keras_internals import sublayers
+from keras_coda.conversion.token_positions import validate_sequence_length
 from keras_coda.exporting.formats import FORMATS
 from keras_coda.exporting.formats import check_packages
 from keras_coda.exporting.formats import is_running
@@ -143,23 +143,12 @@ def export(
 
 
 def _check_length(model, specs):
-    """Raises a `ValueError` where there are more tokens than positions."""
-    limits = [
-        layer.sequence_length
-        for layer in sublayers(model, recursive=True)
-        if isinstance(layer, keras_hub.layers.PositionEmbedding)
-    ]
     lengths = [
         spec.shape[1]
         for name, spec in specs.items()
         if name.endswith("token_ids") and spec.shape[1] is not None
     ]
-    if limits and max(lengths, default=0) > max(limits):
-        raise ValueError(
-            f"`sequence_length` must be at most {max(limits)}, for which the "
-            "model has position embeddings. "
-            f"Received: sequence_length={max(lengths)}"
-        )
+    validate_sequence_length(model, max(lengths, default=0))
 
 
 def _check_path(path, format):

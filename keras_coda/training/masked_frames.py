@@ -53,7 +53,7 @@ class MaskedFramesObjective:
         ]
 
     @staticmethod
-    def default_sequence_length(x):
+    def default_sequence_length(backbone, x):
         return max(map(len, x), default=1)
 
     def make_batch(self, utterances):

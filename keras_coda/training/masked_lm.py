@@ -11,7 +11,7 @@ class MaskedLMObjective(TokenObjective):
     def __init__(
         self, coda, task_cls, tokenizer, sequence_length, mask_rate, rng
     ):
-        super().__init__(coda, task_cls, tokenizer)
+        super().__init__(coda, task_cls, tokenizer, sequence_length)
         mask_rate = mask_rate or 0.15
         # It masks with KerasHub's `MaskedLMMaskGenerator`.
         self.preprocessor = task_cls.preprocessor_cls(

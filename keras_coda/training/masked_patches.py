@@ -41,7 +41,7 @@ class MaskedPatchesObjective:
         self.metrics = []
 
     @staticmethod
-    def default_sequence_length(x):
+    def default_sequence_length(backbone, x):
         """None: images have one size."""
 
     def make_batch(self, images):

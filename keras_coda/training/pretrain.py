@@ -68,8 +68,8 @@ def pretrain(
         tokenizer: the backbone's KerasHub tokenizer, for texts. Defaults to
             that of the task's preprocessor.
         sequence_length: optional int. Tokens in a text, or frames in an
-            utterance. Defaults to `512` for texts, and to the longest
-            utterance.
+            utterance. Defaults to `512` for texts, or what the model has
+            position embeddings for, and to the longest utterance.
         mask_rate: optional float in (0, 1). Share of the tokens, or patches,
             to mask. Defaults to `0.15` for texts, `0.6` for images and 0.33
             for speech, where spans begin at one frame in a hundred.
@@ -127,7 +127,7 @@ def pretrain(
     backbone = backbone_of(coda)
     task_cls, objective_cls = _find_objective(backbone)
     if sequence_length is None:
-        sequence_length = objective_cls.default_sequence_length(x)
+        sequence_length = objective_cls.default_sequence_length(backbone, x)
     objective = objective_cls(
         coda,
         task_cls,

@@ -124,7 +124,7 @@ class SpanCorruptionObjective(TokenObjective):
     def __init__(
         self, coda, task_cls, tokenizer, sequence_length, mask_rate, rng
     ):
-        super().__init__(coda, task_cls, tokenizer)
+        super().__init__(coda, task_cls, tokenizer, sequence_length)
         self.mask_rate = mask_rate or 0.15
         self.rng = rng
         backbone = backbone_of(coda)

@@ -1,5 +1,7 @@
 import keras
 
+from keras_coda.conversion.token_positions import max_positions
+from keras_coda.conversion.token_positions import validate_sequence_length
 from keras_coda.conversion.trained_weights import backbone_of
 
 
@@ -13,7 +15,8 @@ class TokenObjective:
         tokenizer: the tokenizer.
     """
 
-    def __init__(self, coda, task_cls, tokenizer):
+    def __init__(self, coda, task_cls, tokenizer, sequence_length):
+        validate_sequence_length(coda, sequence_length)
         is_task = isinstance(coda, task_cls)
         if tokenizer is None and getattr(coda, "preprocessor", None):
             tokenizer = coda.preprocessor.tokenizer
@@ -34,8 +37,8 @@ class TokenObjective:
         ]
 
     @staticmethod
-    def default_sequence_length(x):
-        return 512
+    def default_sequence_length(backbone, x):
+        return min(512, max_positions(backbone))
 
     def make_batch(self, texts):
         """Makes `(x, y, sample_weight)` from a list of texts."""

@@ -129,7 +129,7 @@ def test_a_task_keeps_its_own_head_and_tokenizer():
     )
     coda = keras_coda.coda_wrap(dense, adapter_dim=4)
     head = np.array(coda.masked_lm_head.weights[0])
-    keras_coda.training.pretrain(coda, TEXTS, sequence_length=12, verbose=0)
+    keras_coda.training.pretrain(coda, TEXTS, verbose=0)
     assert not np.array_equal(np.array(coda.masked_lm_head.weights[0]), head)
     # A classifier has the tokenizer, and a head for something else.
     dense = keras_hub.models.BertTextClassifier(
@@ -141,7 +141,7 @@ def test_a_task_keeps_its_own_head_and_tokenizer():
     )
     coda = keras_coda.coda_wrap(dense, adapter_dim=4)
     head = np.array(coda.output_dense.kernel)
-    keras_coda.training.pretrain(coda, TEXTS, sequence_length=12, verbose=0)
+    keras_coda.training.pretrain(coda, TEXTS, verbose=0)
     assert np.array_equal(np.array(coda.output_dense.kernel), head)
 
 
@@ -248,6 +248,8 @@ def test_bad_arguments():
         pretrain(coda, x, mask_rate=1.5, **arguments)
     with pytest.raises(ValueError, match="`reduction_factor` must be at least"):
         pretrain(coda, x, reduction_factor=0.5, **arguments)
+    with pytest.raises(ValueError, match="must be at most 64, for which"):
+        pretrain(coda, x, **{**arguments, "sequence_length": 65})
     assert coda.reduction_factor == 4
 
 
