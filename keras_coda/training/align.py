@@ -14,6 +14,7 @@ from keras_coda.training.inputs import preprocess
 from keras_coda.training.observation import as_observable
 from keras_coda.training.observation import encoder_of
 from keras_coda.training.observation import stacks
+from keras_coda.training.observed import all_logits
 from keras_coda.validation import validate_choice
 
 TARGETS = ("pretrained", "fine_tuned")
@@ -225,9 +226,9 @@ def _relative_error(record, target_record):
 
 def _divergence(logits, target_logits):
     """Kullback-Leibler divergence of two distributions given by logits."""
-    log_outputs = ops.log_softmax(ops.cast(logits, "float32"))
-    log_targets = ops.log_softmax(
-        ops.stop_gradient(ops.cast(target_logits, "float32"))
+    log_outputs, log_targets = (
+        ops.log_softmax(ops.cast(all_logits(x), "float32"))
+        for x in (logits, ops.stop_gradient(target_logits))
     )
     return ops.mean(
         ops.sum(ops.exp(log_targets) * (log_targets - log_outputs), axis=-1)

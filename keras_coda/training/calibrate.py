@@ -30,7 +30,7 @@ from keras_coda.training.observed import Observed
 from keras_coda.training.shortcut_fits import fit_shortcuts
 from keras_coda.validation import validate_choice
 
-# Their outputs are logits.
+# Their outputs are logits, unless they have an activation.
 LOGITS_TASKS = (
     keras_hub.models.CausalLM,
     keras_hub.models.ImageClassifier,
@@ -99,10 +99,13 @@ def calibrate(
             inputs that runs `coda`, such as a model around it, and returns
             what is read. Defaults to the outputs of `coda`; to the pinned
             tokens of a backbone, or all if it pins none.
-        are_logits: optional bool. Whether what is read are logits: the error is
-            then the divergence of the distributions over the last axis, and
-            else the squared error relative to the variance. Defaults to `True`
-            for the outputs of classifiers and language models.
+        are_logits: optional bool. Whether what is read are logits of classes
+            of which one is right, or one logit of whether something is: the
+            error is then the divergence of the distributions over the last
+            axis, and else the squared error relative to the variance. Say
+            `False` where several labels may be right. Defaults to `True` for
+            the outputs of classifiers without an activation and of language
+            models.
         batch_size: int. For arrays. Defaults to `32`.
         ridge: float >= 0. Penalty on the shortcuts' squared coefficients, in
             units of the mean variance of what they multiply. Defaults to
@@ -355,4 +358,6 @@ def can_show_progress():
 
 def has_logits(model):
     """Whether the outputs of a model are known to be logits."""
-    return isinstance(model, LOGITS_TASKS)
+    activation = keras.activations.get(getattr(model, "activation", None))
+    is_linear = activation is keras.activations.linear
+    return isinstance(model, LOGITS_TASKS) and is_linear

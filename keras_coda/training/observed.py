@@ -116,10 +116,10 @@ class Observed:
         if callable(self.read):
             parts = keras.tree.flatten(outputs)
             if len(parts) > 1:
-                shape = ops.shape(parts[0])[0], -1
-                parts = [ops.reshape(part, shape) for part in parts]
+                mask = scope.record(self.stacks[0][-1]).padding_mask
+                parts = [_flat_without_padding(part, mask) for part in parts]
                 parts = [ops.concatenate(parts, axis=-1)]
-            return parts
+            return [all_logits(parts[0])] if self.are_logits else parts
         last = [stack[-1] for stack in self.stacks]
         return [
             scope.known[id(block)]
@@ -138,8 +138,12 @@ class Observed:
             shape = targets[0].shape[:-1]
             # A language model's outputs begin at the prompt's last token.
             start = (getattr(self.stacks[0][0], "prompt_length", None) or 1) - 1
-            for name in ("decoder_padding_mask", "padding_mask"):
-                mask = batch.get(name) if isinstance(batch, dict) else None
+            names = ("decoder_padding_mask", "padding_mask")
+            given = batch if isinstance(batch, dict) else {}
+            masks = [given.get(name) for name in names]
+            # Where inputs have other names, or the model makes it.
+            masks.append(scope.record(self.stacks[0][-1]).padding_mask)
+            for mask in masks:
                 if mask is None:
                     continue
                 mask = to_numpy(mask).astype("float32")[:, start:]
@@ -180,6 +184,21 @@ class Observed:
             np.sum(w * (t - mean) ** 2) for w, t in zip(weights, targets)
         )
         return max(float(sum(squares)) / size, 1e-12)
+
+
+def all_logits(logits):
+    """Logits of all classes: one alone is that of the second of two."""
+    if logits.shape[-1] > 1:
+        return logits
+    return ops.concatenate([ops.zeros_like(logits), logits], axis=-1)
+
+
+def _flat_without_padding(output, mask):
+    """One of several outputs, a row for each sequence."""
+    shape = ops.shape(output)
+    if mask is not None and len(shape) == 3 and shape[:2] == ops.shape(mask):
+        output = ops.where(ops.cast(mask, "bool")[..., None], output, 0)
+    return ops.reshape(output, (shape[0], -1))
 
 
 def log_softmax(logits):
