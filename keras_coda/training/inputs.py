@@ -20,7 +20,7 @@ def preprocess(model, x):
         ValueError: if there are no inputs, or if `x` is text and `model` has no
             preprocessor.
     """
-    validate_not_empty(x)
+    validate_inputs(x)
     has_preprocessor = getattr(model, "preprocessor", None) is not None
     if hasattr(x, "element_spec"):
         if not has_preprocessor:
@@ -52,7 +52,14 @@ def _preprocess_batch(model, batch):
     return keras.utils.unpack_x_y_sample_weight(outputs)[0]
 
 
-def validate_not_empty(x):
+def validate_inputs(x):
+    """Raises an error if there are no inputs, or what cannot hold many."""
+    has_items = hasattr(x, "__iter__") or hasattr(x, "__getitem__")
+    if isinstance(x, str) or not has_items:
+        raise TypeError(
+            "`x` must hold many inputs: a list of texts, an array, a dict of "
+            f"arrays, or batches. Received: x={x!r} of type {type(x).__name__}"
+        )
     if _is_empty(x):
         raise ValueError("`x` must hold at least one input. Received none.")
 
@@ -85,19 +92,32 @@ def make_batches(model, x, batch_size):
     """
     if _is_text(x) or isinstance(x, dict) or hasattr(x, "shape"):
         x = preprocess(model, x)
-        size = len(keras.tree.flatten(x)[0])
+        size = _num_rows(x)
         x = [
             keras.tree.map_structure(lambda v: v[start : start + batch_size], x)
             for start in range(0, size, batch_size)
         ]
     else:
-        validate_not_empty(x)
+        validate_inputs(x)
         x = (preprocess(model, _without_labels(batch)) for batch in x)
     batches = [
         keras.tree.map_structure(ops.convert_to_tensor, batch) for batch in x
     ]
-    validate_not_empty(batches)
+    validate_inputs(batches)
     return batches
+
+
+def _num_rows(x):
+    """Of an array, or of each of several."""
+    shapes = [tuple(getattr(v, "shape", ())) for v in keras.tree.flatten(x)]
+    sizes = {shape[:1] for shape in shapes}
+    if len(sizes) > 1 or () in sizes:
+        raise ValueError(
+            "`x` must hold arrays, with a row for each input in each of them. "
+            f"Received: arrays of shapes {shapes}"
+        )
+    ((size,),) = sizes
+    return size
 
 
 def _without_labels(batch):

@@ -7,7 +7,7 @@ from keras_coda.conversion import registry
 from keras_coda.conversion.coda_model import validate_converted
 from keras_coda.conversion.trained_weights import backbone_of
 from keras_coda.training.inputs import ShuffledBatches
-from keras_coda.training.inputs import validate_not_empty
+from keras_coda.training.inputs import validate_inputs
 from keras_coda.training.masked_frames import MaskedFramesObjective
 from keras_coda.training.masked_frames import encoder_tensors
 from keras_coda.training.masked_frames import find_frames
@@ -118,7 +118,7 @@ def pretrain(
         [Chiu et al., 2022](https://arxiv.org/abs/2202.01855).
     """
     validate_converted("coda", coda)
-    validate_not_empty(x)
+    validate_inputs(x)
     if mask_rate is not None and not 0 < mask_rate < 1:
         raise ValueError(
             "`mask_rate` must lie between 0 and 1: the share of the tokens to "

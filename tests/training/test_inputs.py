@@ -114,6 +114,24 @@ def test_inputs_of_the_backbone_stay_as_they_are():
         assert_same_rows(make_batches(None, preprocess(task, x), 2), inputs)
 
 
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (None, TypeError, "x=None of type NoneType"),
+        ("gold", TypeError, "a list of texts.* x='gold'"),
+        ({"token_ids": [[1, 2]]}, ValueError, "must hold arrays"),
+        (
+            {"token_ids": np.ones((3, 2)), "padding_mask": np.ones((2, 2))},
+            ValueError,
+            r"shapes \[\(2, 2\), \(3, 2\)\]",
+        ),
+    ],
+)
+def test_bad_inputs(x, error, message):
+    with pytest.raises(error, match=message):
+        make_batches(models.text_classifier(), x, 2)
+
+
 @slow_to_compile
 def test_images_are_preprocessed_once():
     images, errors = make_images(16), []
