@@ -8,7 +8,8 @@ from rich.console import Group
 from rich.style import Style
 from rich.text import Text
 
-from keras_coda.analysis.routing import routing
+from keras_coda.analysis.routing import routing_of_tensors
+from keras_coda.training.inputs import preprocess
 
 
 class RoutedText:
@@ -75,13 +76,15 @@ class RoutedText:
         )
 
 
-def highlight_routing(model, inputs, tokenizer):
+def highlight_routing(model, inputs, tokenizer=None):
     """Colours the tokens of texts by how many blocks routed them.
 
     Args:
         model: a converted text model, a `keras_coda.CodaBackbone` or a task.
-        inputs: one batch of the model's inputs, preprocessed.
-        tokenizer: the KerasHub tokenizer that made the inputs.
+        inputs: one batch of texts, for a task with a preprocessor, or of the
+            model's inputs.
+        tokenizer: the KerasHub tokenizer that made the inputs. Defaults to that
+            of the task's preprocessor.
 
     Returns:
         A `RoutedText`, without the padding. Notebooks display it, `rich.print`
@@ -89,6 +92,7 @@ def highlight_routing(model, inputs, tokenizer):
 
     Raises:
         TypeError: if the model does not take token ids.
+        ValueError: if there is no tokenizer.
 
     Example:
 
@@ -112,6 +116,7 @@ def highlight_routing(model, inputs, tokenizer):
     >>> text.tokens
     [['[CLS]', 'rout', '##ing', '[SEP]']]
     """
+    inputs = preprocess(model, inputs)
     prefix = "encoder_" if "encoder_token_ids" in inputs else ""
     if f"{prefix}token_ids" not in inputs:
         raise TypeError(
@@ -119,7 +124,14 @@ def highlight_routing(model, inputs, tokenizer):
             "For images see `keras_coda.analysis.plot_routing`. "
             f"Received: inputs={inputs}"
         )
-    routed = routing(model, inputs)
+    preprocessor = getattr(model, "preprocessor", None)
+    tokenizer = tokenizer or getattr(preprocessor, "tokenizer", None)
+    if tokenizer is None:
+        raise ValueError(
+            "`highlight_routing` needs the `tokenizer` that made the inputs. "
+            "Received: tokenizer=None, and a model without a preprocessor"
+        )
+    routed = routing_of_tensors(model, inputs)
     token_ids = keras.ops.convert_to_numpy(inputs[f"{prefix}token_ids"])
     counts = routed.num_blocks_routed()
     return RoutedText(

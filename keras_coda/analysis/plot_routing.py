@@ -2,8 +2,9 @@ import numpy as np
 from keras import ops
 
 from keras_coda.analysis.figure import make_figure
-from keras_coda.analysis.routing import routing
+from keras_coda.analysis.routing import routing_of_tensors
 from keras_coda.conversion.trained_weights import backbone_of
+from keras_coda.training.inputs import preprocess
 from keras_coda.training.masked_patches import channels_axis
 
 # The colour of left out patches, which neither black nor white images have.
@@ -19,9 +20,9 @@ def plot_routing(model, images, scale=2.0):
 
     Args:
         model: a converted ViT, a `keras_coda.CodaBackbone` or a task.
-        images: array of shape `(batch_size, height, width, channels)`, as the
-            model takes them. Their range of values is stretched to that of a
-            picture.
+        images: array of shape `(batch_size, height, width, channels)`, as
+            `predict` takes them. What the preprocessor of a task makes of them
+            is drawn, stretched to the range of values of a picture.
         scale: float. Width and height of one picture, in inches. Defaults to
             `2.0`.
 
@@ -61,8 +62,8 @@ def plot_routing(model, images, scale=2.0):
         )
     if isinstance(patch_size, int):
         patch_size = (patch_size, patch_size)
-    images = ops.convert_to_numpy(images)
-    routed = routing(model, images)
+    images = ops.convert_to_numpy(preprocess(model, images))
+    routed = routing_of_tensors(model, images)
     images = np.moveaxis(images, channels_axis(backbone), -1)
     weights = routed.weights_by_position()
     rows, columns = (

@@ -8,6 +8,7 @@ from keras_coda._keras_internals import sublayers
 from keras_coda.conversion.coda_backbone import CodaBackbone
 from keras_coda.layers.routing_scope import RoutingScope
 from keras_coda.layers.set_reduction_factor import conditional_blocks
+from keras_coda.training.inputs import preprocess
 
 
 class Routing(NamedTuple):
@@ -61,7 +62,9 @@ def routing(model, inputs):
     Args:
         model: a model with `keras_coda.layers.ConditionalTransformerBlock`
             layers: what `keras_coda.coda_wrap` made, or one of your own.
-        inputs: one batch of the model's inputs, preprocessed.
+        inputs: one batch of what `predict` takes: of a task with a
+            preprocessor texts or images, or a dict of arrays that it has
+            preprocessed; else arrays of the model's inputs.
 
     Returns:
         A `Routing`.
@@ -84,6 +87,11 @@ def routing(model, inputs):
     >>> print(routing.length, [k.shape for k in routing.indices])
     5 [(3, 3), (3, 3)]
     """
+    return routing_of_tensors(model, preprocess(model, inputs))
+
+
+def routing_of_tensors(model, inputs):
+    """The `Routing` of inputs that need no preprocessing."""
     blocks = conditional_blocks(model)
     with RoutingScope() as scope:
         # Called and not `predict`, which would be compiled.

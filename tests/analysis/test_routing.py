@@ -11,12 +11,14 @@ from keras_coda.analysis.routing import Routing
 from tests.conversion.models import IMAGE_SIZE
 from tests.conversion.models import LENGTHS
 from tests.conversion.models import NUM_LAYERS
+from tests.conversion.models import assert_close
 from tests.conversion.models import bert_backbone
 from tests.conversion.models import bert_inputs
 from tests.conversion.models import channels_first_vit
 from tests.conversion.models import predict
 from tests.conversion.models import t5_backbone
 from tests.conversion.models import t5_inputs
+from tests.conversion.models import text_classifier
 from tests.conversion.models import vit_backbone
 from tests.conversion.models import vit_inputs
 
@@ -143,6 +145,34 @@ def test_highlighted_text(text_model):
     assert html.startswith("<pre") and html.count("background-color") >= 6
     # Dark blue where every block routed it.
     assert "background-color: #08306b" in html
+
+
+def test_texts_and_images_of_tasks_are_preprocessed():
+    task = keras_coda.coda_wrap(text_classifier(), reduction_factor=2)
+    texts = ["ships", "grain oil"]
+    plain = keras_coda.analysis.routing(task, task.preprocessor(texts))
+    routed = keras_coda.analysis.routing(task, texts)
+    assert_close(routed.indices, plain.indices)
+    highlighted = keras_coda.analysis.highlight_routing(task, texts)
+    assert highlighted.tokens[0] == ["[CLS]", "ships", "[SEP]"]
+    with pytest.raises(ValueError, match="needs the `tokenizer`"):
+        keras_coda.analysis.highlight_routing(
+            task.backbone, task.preprocessor(texts)
+        )
+    task = keras_hub.models.ViTImageClassifier(
+        vit_backbone(),
+        num_classes=2,
+        preprocessor=keras_hub.models.ViTImageClassifierPreprocessor(
+            keras_hub.layers.ViTImageConverter(scale=1 / 127.5, offset=-1.0)
+        ),
+    )
+    task = keras_coda.coda_wrap(task, reduction_factor=3)
+    images = np.random.default_rng(0).uniform(0, 255, vit_inputs().shape)
+    plain = keras_coda.analysis.routing(
+        task.backbone, (images / 127.5 - 1).astype("float32")
+    )
+    routed = keras_coda.analysis.routing(task, images.astype("float32"))
+    assert_close(routed.indices, plain.indices)
 
 
 def test_highlighted_image():
