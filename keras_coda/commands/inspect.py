@@ -9,6 +9,7 @@ from keras_coda.analysis import flops
 from keras_coda.commands.model_file import load_model
 from keras_coda.conversion.coda_model import CodaModel
 from keras_coda.conversion.registry import backbone_classes
+from keras_coda.conversion.trainable_summary import trainable_summary
 from keras_coda.conversion.trained_weights import backbone_of
 from keras_coda.exporting.signature import input_signature
 from keras_coda.exporting.signature import named_model
@@ -55,11 +56,11 @@ def _description(model):
     named = named_model(model)
     backbone = backbone_of(model)
     rows = {"class": type(model).__name__}
-    if isinstance(model, CodaModel):
+    if isinstance(backbone, CodaModel):
         factors = [
             block.reduction_factor for block in backbone.conditional_blocks
         ]
-        summary = model.trainable_summary(print_fn=lambda text: None)
+        summary = trainable_summary(model, print_fn=lambda text: None)
         rows |= {
             "family": type(backbone).dense_cls.__name__,
             "reduction factor of each block": ", ".join(map(str, factors)),
@@ -76,7 +77,9 @@ def _description(model):
         }
     else:
         converts = type(backbone) in backbone_classes
-        rows["converts"] = "yes, see `accelerate`" if converts else "no"
+        rows["converts"] = (
+            "yes, see `keras_coda.training.accelerate`" if converts else "no"
+        )
     rows["parameters"] = f"{model.count_params():,}"
     rows["inputs"] = _tensors(input_signature(named))
     rows["outputs"] = _tensors(named.output)

@@ -45,7 +45,20 @@ def test_inspect_a_dense_model(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "ViTBackbone" in shown
     assert "reduction factor" not in shown
-    assert "yes, see `accelerate`" in shown
+    assert "yes, see `keras_coda.training.accelerate`" in shown
+
+
+def test_inspect_a_model_around_a_backbone(tmp_path, capsys):
+    backbone = keras_coda.coda_wrap(models.vit_backbone(), reduction_factor=3)
+    path = str(tmp_path / "model.keras")
+    layers = [keras.layers.Rescaling(0.1), backbone, keras.layers.Flatten()]
+    image = keras.Input(models.vit_inputs().shape[1:])
+    keras.Sequential([image, *layers]).save(path)
+    commands.main(["inspect", path, "--json"])
+    described = json.loads(capsys.readouterr().out)
+    assert described["class"] == "Sequential"
+    assert described["family"] == "ViTBackbone"
+    assert described["reduction factor of each block"] == "3, 3"
 
 
 def test_inspect_counts(path, capsys, monkeypatch):
