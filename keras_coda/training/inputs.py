@@ -99,12 +99,25 @@ def make_batches(model, x, batch_size):
         ]
     else:
         validate_inputs(x)
+        _validate_end(x)
         x = (preprocess(model, _without_labels(batch)) for batch in x)
     batches = [
         keras.tree.map_structure(ops.convert_to_tensor, batch) for batch in x
     ]
     validate_inputs(batches)
     return batches
+
+
+def _validate_end(x):
+    """Raises a `ValueError` for a dataset that is repeated for ever."""
+    # Of a `tf.data.Dataset` and a `keras.utils.PyDataset`.
+    cardinality = getattr(x, "cardinality", lambda: 0)
+    num_batches = getattr(x, "num_batches", 0)
+    if int(cardinality()) == -1 or num_batches is None:
+        raise ValueError(
+            "`x` must have an end: all of its batches are read. Take some, "
+            f"`x.take(16)` of a `tf.data.Dataset`. Received: x={x!r}"
+        )
 
 
 def _num_rows(x):

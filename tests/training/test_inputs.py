@@ -132,6 +132,15 @@ def test_bad_inputs(x, error, message):
         make_batches(models.text_classifier(), x, 2)
 
 
+def test_inputs_without_an_end():
+    class Endless(Texts):
+        num_batches = None
+
+    for x in (dataset(TEXTS, LABELS).repeat(), Endless()):
+        with pytest.raises(ValueError, match="`x` must have an end"):
+            make_batches(models.text_classifier(), x, 2)
+
+
 @slow_to_compile
 def test_images_are_preprocessed_once():
     images, errors = make_images(16), []
