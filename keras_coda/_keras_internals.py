@@ -47,15 +47,16 @@ def calls_of(model, layer):
     """What a functional model calls one of its layers with.
 
     Args:
-        model: a functional `keras.Model`.
+        model: a `keras.Model`.
         layer: one of its layers.
 
     Returns:
-        A list with the symbolic first argument of each call.
+        A list with the symbolic first argument of each call; empty if the model
+        is not functional.
     """
     arguments = [
         node.arguments
-        for nodes in model._nodes_by_depth.values()
+        for nodes in getattr(model, "_nodes_by_depth", {}).values()
         for node in nodes
         if node.operation is layer
     ]

@@ -43,11 +43,11 @@ def preprocess(model, x):
 def _preprocess_batch(model, batch):
     """The inputs in a batch, `(x,)` or `(x, y)` or with weights too."""
     x, *labels = batch
+    if isinstance(x, dict) and not _is_text(x):
+        return x
     if isinstance(x, tuple) and not labels:
         # KerasHub would take the second texts for them.
         labels = [x[0]]
-    if not _is_text(x) and isinstance(x, dict):
-        return x
     outputs = model.preprocess_samples(x, *labels)
     return keras.utils.unpack_x_y_sample_weight(outputs)[0]
 
@@ -135,8 +135,9 @@ def _num_rows(x):
 
 def _without_labels(batch):
     """The inputs in a batch that may be `(x, y)`, as `fit` finds them."""
-    is_texts = isinstance(batch, list) and isinstance(batch[0], str)
-    return batch if is_texts else keras.utils.unpack_x_y_sample_weight(batch)[0]
+    if isinstance(batch, list) and all(isinstance(x, str) for x in batch):
+        return batch
+    return keras.utils.unpack_x_y_sample_weight(batch)[0]
 
 
 def hold_back(inputs, size):

@@ -119,6 +119,7 @@ def test_inputs_of_the_backbone_stay_as_they_are():
     [
         (None, TypeError, "x=None of type NoneType"),
         ("gold", TypeError, "a list of texts.* x='gold'"),
+        ((texts for texts in [[]]), ValueError, "Received none"),
         ({"token_ids": [[1, 2]]}, ValueError, "must hold arrays"),
         (
             {"token_ids": np.ones((3, 2)), "padding_mask": np.ones((2, 2))},
