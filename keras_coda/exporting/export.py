@@ -1,10 +1,13 @@
 import contextlib
+import math
 import os
 import shutil
 import tempfile
 
+import keras
 import keras_hub
 
+from keras_coda.conversion.token_positions import max_positions
 from keras_coda.conversion.token_positions import validate_sequence_length
 from keras_coda.exporting.formats import FORMATS
 from keras_coda.exporting.formats import check_packages
@@ -116,6 +119,12 @@ def export(
             "Int8QuantizationConfig(activation_quantizer=None))`, or choose "
             "another format. Received: a model that is quantized to int8"
         )
+    if format == "torch" and not _slices_positions(named):
+        raise ValueError(
+            "`format='torch'` of a model with position embeddings needs Keras "
+            "3.15 or newer: `pip install --upgrade keras`. "
+            f"Received: Keras {keras.__version__}"
+        )
     if from_strings:
         preprocessor = _preprocessor(model, format, sequence_length)
     backend = writing_backend(format, dynamic_length or from_strings)
@@ -149,6 +158,12 @@ def _check_length(model, specs):
         if name.endswith("token_ids") and spec.shape[1] is not None
     ]
     validate_sequence_length(model, max(lengths, default=0))
+
+
+def _slices_positions(model):
+    """Whether PyTorch can trace what a model takes of its positions."""
+    version = tuple(map(int, keras.__version__.split(".")[:2]))
+    return version >= (3, 15) or max_positions(model) == math.inf
 
 
 def _check_path(path, format):

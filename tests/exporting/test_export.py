@@ -279,6 +279,14 @@ def test_a_sequential_model_has_a_signature():
     assert output.shape == (None, 3)
 
 
+def test_pt2_with_an_older_keras(monkeypatch, classifier, tmp_path):
+    monkeypatch.setattr(keras, "__version__", "3.14.1")
+    with pytest.raises(ValueError, match="needs Keras 3.15"):
+        keras_coda.export(
+            classifier, tmp_path / "model.pt2", "torch", sequence_length=8
+        )
+
+
 def test_bad_models(vit, tmp_path):
     without_input = keras.Sequential([keras.layers.Dense(2)])
     for model in ("model", without_input):
