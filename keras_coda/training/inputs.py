@@ -86,11 +86,13 @@ def make_batches(model, x, batch_size):
 
     Args:
         model: a converted model, for its preprocessor.
-        x: what `preprocess` takes; or an iterable of batches of that, with or
-            without labels.
+        x: what `preprocess` takes; a list of arrays for a model with a list of
+            inputs; or an iterable of batches of any of these, with or without
+            labels.
         batch_size: int. For arrays and texts.
     """
-    if _is_text(x) or isinstance(x, dict) or hasattr(x, "shape"):
+    is_whole = isinstance(x, dict) or hasattr(x, "shape")
+    if is_whole or _is_text(x) or _is_list_of_inputs(model, x):
         x = preprocess(model, x)
         size = _num_rows(x)
         x = [
@@ -106,6 +108,14 @@ def make_batches(model, x, batch_size):
     ]
     validate_inputs(batches)
     return batches
+
+
+def _is_list_of_inputs(model, x):
+    """Whether `x` has an array for each of several inputs of a model."""
+    inputs = getattr(model, "input", None)
+    if not isinstance(inputs, list) or not isinstance(x, (list, tuple)):
+        return False
+    return len(x) == len(inputs) and all(hasattr(v, "shape") for v in x)
 
 
 def _validate_end(x):

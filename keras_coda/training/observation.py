@@ -52,7 +52,8 @@ def front_of(model):
 
 
 def _ids(tensors):
-    return [id(tensor) for tensor in keras.tree.flatten(tensors)]
+    """Those of tensors, where they are in the structure."""
+    return keras.tree.map_structure(id, tensors)
 
 
 def behind_front(model, part):

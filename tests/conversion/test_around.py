@@ -141,6 +141,33 @@ def test_a_sequential_model():
         )
 
 
+@slow_to_compile
+@pytest.mark.parametrize("has_dict", [False, True])
+def test_inputs_of_other_names(has_dict):
+    backbone, x = bert_backbone(), bert_inputs()
+    mine = {
+        name: keras.Input((None,), dtype="int32", name=f"my_{name}")
+        for name in backbone.input
+    }
+    inputs = {x.name: x for x in mine.values()}
+    data = {f"my_{name}": x[name] for name in mine}
+    if not has_dict:
+        inputs, data = list(inputs.values()), list(data.values())
+    head = keras.layers.Dense(3, kernel_initializer="ones")
+    model = keras.Model(inputs, head(backbone(mine)["sequence_output"]))
+    plain = make_tagger(backbone)
+    plain.layers[-1].set_weights(head.get_weights())
+    errors = []
+    for around, given in ((model, data), (plain, x)):
+        coda = keras_coda.coda_wrap(around, reduction_factor=3, shortcut_dim=2)
+        calibration = keras_coda.training.calibrate(coda, given, verbose=0)
+        history = keras_coda.training.align(
+            coda, around, given, target="fine_tuned", verbose=0
+        ).history
+        errors.append([calibration.error, *history["hidden_error"]])
+    np.testing.assert_allclose(*errors, rtol=1e-3)
+
+
 def test_two_calls_of_one_backbone():
     backbone = bert_backbone()
     calls = [
