@@ -78,7 +78,9 @@ def _is_text(x):
     if isinstance(x, (list, tuple)):
         return len(x) > 0 and all(isinstance(v, str) or _is_text(v) for v in x)
     dtype = getattr(x, "dtype", None)
-    return getattr(dtype, "kind", None) in ("U", "S", "O") or dtype == "string"
+    # NumPy's, and TensorFlow's.
+    is_numpy = getattr(dtype, "kind", None) in ("U", "S", "O")
+    return is_numpy or getattr(dtype, "name", None) == "string"
 
 
 def make_batches(model, x, batch_size):
