@@ -21,23 +21,22 @@ def preprocess(model, x):
             preprocessor.
     """
     validate_inputs(x)
-    has_preprocessor = getattr(model, "preprocessor", None) is not None
+    if getattr(model, "preprocessor", None) is None:
+        if _is_text(x):
+            raise ValueError(
+                "`x` is text, and the model has no preprocessor that makes "
+                "tokens of it. Pass the inputs of the backbone, a dict of "
+                f"arrays. Received: x={str(x)[:60]}..."
+            )
+        return x
     if hasattr(x, "element_spec"):
-        if not has_preprocessor:
-            return x
         # As KerasHub does it. Elements that are tuples come as arguments.
         return x.map(lambda *batch: _preprocess_batch(model, batch))
-    if _is_text(x) and not has_preprocessor:
-        raise ValueError(
-            "`x` is text, and the model has no preprocessor that makes tokens "
-            "of it. Pass the inputs of the backbone, a dict of arrays. "
-            f"Received: x={str(x)[:60]}..."
+    if _is_text(x) or hasattr(x, "shape"):
+        return keras.tree.map_structure(
+            ops.convert_to_numpy, _preprocess_batch(model, (x,))
         )
-    if not has_preprocessor or not (_is_text(x) or hasattr(x, "shape")):
-        return x
-    return keras.tree.map_structure(
-        ops.convert_to_numpy, _preprocess_batch(model, (x,))
-    )
+    return x
 
 
 def _preprocess_batch(model, batch):

@@ -75,27 +75,20 @@ def encoder_of(model):
     if model is not backbone:
         return behind_front(model, encoder_of(backbone))
     blocks, towers = _own_blocks(model), _nested_backbones(model)
-    if blocks and not towers:
+    if blocks and towers:
+        return model
+    if blocks:
         # T5's blocks also return the position bias.
         outputs = [
             keras.tree.flatten(stack[-1].output)[0] for stack in stacks(model)
         ]
-        return keras.Model(model.input, outputs)
-    inputs = {x.name: x for x in keras.tree.flatten(model.input)}
-    if blocks or not all(_reads_only(tower, inputs) for tower in towers):
-        return model
-    outputs = [
-        encoder_of(tower)(
-            keras.tree.map_structure(lambda x: inputs[x.name], tower.input)
-        )
-        for tower in towers
-    ]
+    else:
+        outputs = [
+            encoder_of(tower)(inputs)
+            for tower in towers
+            for inputs in calls_of(model, tower)
+        ]
     return keras.Model(model.input, outputs)
-
-
-def _reads_only(tower, inputs):
-    """Whether a nested backbone reads none but inputs, a dict by name."""
-    return all(x.name in inputs for x in keras.tree.flatten(tower.input))
 
 
 def stacks(backbone):
