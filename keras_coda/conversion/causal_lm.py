@@ -10,6 +10,7 @@ from keras import ops
 from keras_coda.backend_differences import compiles_generation
 from keras_coda.backend_differences import join
 from keras_coda.conversion.coda_task import CodaTask
+from keras_coda.ops.masking import mask_scores
 from keras_coda.validation import validate_non_negative_integer
 
 PROMPT_KEYS = {"prompts", "responses"}
@@ -169,16 +170,25 @@ class CodaCausalLM(CodaTask):
         """
         prompt, offset = inputs["token_ids"], inputs["offset"]
         start = prompt.shape[1] + offset
+        has_ended = self._make_has_ended(inputs, start, stop_token_ids)
+        # What rows that have ended go on with: it ends them for the sampler.
+        padding = 0 if stop_token_ids is None else stop_token_ids[0]
+        vocabulary = ops.arange(self.backbone.vocabulary_size, dtype="int32")
 
         def next(prompt, cache, index):
             # The token before gives the logits of this one.
-            index = index - 1
-            token = ops.slice(prompt, (0, index), (ops.shape(prompt)[0], 1))
+            before = index - 1
+            token = ops.slice(prompt, (0, before), (ops.shape(prompt)[0], 1))
             hidden, cache = self._step(
-                self._embed(token), cache, index, index - offset
+                self._embed(token), cache, before, before - offset
             )
-            logits = self._logits(hidden)
-            return ops.squeeze(logits, 1), ops.squeeze(hidden, 1), cache
+            may_follow = ops.logical_or(
+                ops.logical_not(has_ended(prompt, index)),
+                vocabulary == padding,
+            )
+            logits = ops.squeeze(self._logits(hidden), 1)
+            logits = mask_scores(logits, may_follow)
+            return logits, ops.squeeze(hidden, 1), cache
 
         ids = ops.concatenate([prompt, inputs["room"]], axis=1)
         ids = ops.slice_update(ops.zeros_like(ids), (0, offset), prompt)
@@ -192,6 +202,41 @@ class CodaCausalLM(CodaTask):
             stop_token_ids=stop_token_ids,
             model=self,
         )
+
+    def _make_has_ended(self, inputs, start, stop_token_ids):
+        """Tells the rows of which nothing more is read.
+
+        What such a row goes on with must not depend on how long the others
+        take: a beam search would choose between its beams by that.
+
+        Args:
+            inputs, stop_token_ids: see `generate_step`.
+            start: where all prompts end.
+
+        Returns:
+            A function of token ids of shape `(batch_size * num_beams, p + m)`
+            and of the position that is to be written. It returns a bool tensor
+            of shape `(batch_size * num_beams, 1)`.
+        """
+        lengths = ops.sum(inputs["padding_mask"], axis=1)
+        batch_size = lengths.shape[0]
+        end = inputs["padding_mask"].shape[1] + inputs["room"].shape[1]
+        # The shortest prompt can take all of the room.
+        ends = end - (lengths - ops.min(lengths))
+        columns = ops.arange(end, dtype="int32")
+
+        def has_ended(token_ids, index):
+            ended = index >= ends
+            if stop_token_ids is not None:
+                written = ops.logical_and(columns >= start, columns < index)
+                stops = ops.isin(token_ids, list(stop_token_ids))
+                stopped = ops.any(ops.logical_and(stops, written), axis=1)
+                beams = ops.reshape(stopped, (batch_size, -1))
+                ended = ops.logical_or(ended, ops.all(beams, axis=1))
+            num_beams = token_ids.shape[0] // batch_size
+            return ops.repeat(ended, num_beams)[:, None]
+
+        return has_ended
 
     def _prefill(self, inputs):
         """The cache of prompts, with room for further tokens.

@@ -95,6 +95,17 @@ def test_each_row_is_what_it_is_alone(name):
         np.testing.assert_array_equal(generated(coda, own)[0], together[row])
 
 
+@pytest.mark.parametrize("stop_token_ids", [None, STOP])
+def test_a_row_of_a_beam_search_is_what_it_is_alone(stop_token_ids):
+    sampler = keras_hub.samplers.BeamSampler(num_beams=3)
+    coda = convert(make("Gemma"), reduction_factor=1, sampler=sampler)
+    together = generated(coda, prompts(), stop_token_ids)
+    for row in range(3):
+        own = {key: values[row : row + 1] for key, values in prompts().items()}
+        alone = generated(coda, own, stop_token_ids)[0]
+        np.testing.assert_array_equal(alone, together[row])
+
+
 def left_padded(outputs, prompt_length):
     """Generated rows, with prompts that end at the same position."""
     size = 24 - max(LENGTHS)
