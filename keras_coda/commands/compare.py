@@ -13,6 +13,7 @@ from keras_coda.commands.data import add_arguments
 from keras_coda.commands.data import read_labels
 from keras_coda.commands.data import read_texts
 from keras_coda.commands.model_file import load_model
+from keras_coda.training.calibrate import has_logits
 from keras_coda.training.inputs import preprocess
 
 
@@ -47,14 +48,16 @@ def run(arguments):
     num_classes = _num_classes(paths, models)
     labels = None
     if arguments.label is not None:
-        labels = read_labels(arguments.data, arguments.label, num_classes)
+        labels = read_labels(
+            arguments.data, arguments.label, max(num_classes, 2)
+        )
     inputs = [_tokens(model, arguments) for model in models]
     with Console(stderr=True).status("Predicting"):
         logits = [
             model.predict(tokens, batch_size=arguments.batch_size, verbose=0)
             for model, tokens in zip(models, inputs)
         ]
-    guesses = [outputs.argmax(axis=1) for outputs in logits]
+    guesses = list(map(_guesses, models, logits))
     with Console(stderr=True).status("Timing"):
         seconds = _seconds(models, inputs, arguments)
     records = [
@@ -96,6 +99,14 @@ def _tokens(model, arguments):
     tokens = preprocess(model, texts)
     model.preprocessor = None
     return tokens
+
+
+def _guesses(model, outputs):
+    """The class of each text; one number alone says whether it is 1."""
+    if outputs.shape[1] > 1:
+        return outputs.argmax(axis=1)
+    middle = 0 if has_logits(model) else 0.5
+    return (outputs[:, 0] > middle).astype("int32")
 
 
 def _seconds(models, inputs, arguments):

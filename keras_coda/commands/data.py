@@ -32,7 +32,9 @@ def add_arguments(add):
 
 def read_columns(path, names):
     """Columns of a CSV file, lists of strings, by name."""
-    with open(path, encoding="utf-8", newline="") as file:
+    # Documents are longer than what Python takes for a field.
+    csv.field_size_limit(2**31 - 1)
+    with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         columns = list(reader.fieldnames or ())
         missing = [name for name in names if name not in columns]
@@ -41,7 +43,12 @@ def read_columns(path, names):
                 f"{path!r} has no column {', '.join(map(repr, missing))}. It "
                 f"has: {', '.join(map(repr, columns)) or 'none'}."
             )
-        rows = list(reader)
+        try:
+            rows = list(reader)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(
+                f"{path!r} is no CSV file in UTF-8: {error}"
+            ) from None
     names = list(names) or columns[:1]
     for number, row in enumerate(rows, start=1):
         if any(row[name] is None for name in names):

@@ -25,13 +25,21 @@ def folder(tmp_path_factory):
     model = text_classifier(num_layers=3)
     model.save(folder / "dense.keras")
     rng = np.random.default_rng(0)
-    texts = [" ".join(rng.choice(WORDS, size=8)) for _ in range(24)]
+    texts = [" ".join(rng.choice(WORDS, size=8)) for _ in range(23)]
+    # Longer than what Python takes for a field of a CSV file.
+    texts.append(" ".join([WORDS[0]] * 100_000))
     labels = model.predict(texts, verbose=0).argmax(axis=1)
-    with open(folder / "texts.csv", "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["words", "topic", "other"])
-        writer.writerows(zip(texts, labels, texts[::-1]))
+    columns = ("words", "topic", "other")
+    write(folder / "texts.csv", columns, zip(texts, labels, texts[::-1]))
     return folder
+
+
+def write(path, columns, rows):
+    """A CSV file as spreadsheets write it, with a byte-order mark."""
+    with open(path, "w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
 
 
 @pytest.fixture
@@ -98,6 +106,33 @@ def test_compare(run):
 
 
 @same_on_every_backend
+@pytest.mark.parametrize("activation", [None, "sigmoid"])
+def test_compare_heads_with_one_unit(run, folder, activation):
+    made = text_classifier()
+    model = keras_hub.models.BertTextClassifier(
+        made.backbone,
+        num_classes=1,
+        activation=activation,
+        preprocessor=made.preprocessor,
+    )
+    texts = WORDS[:4]
+    median = np.median(model.predict(texts, verbose=0))
+    if activation == "sigmoid":
+        median = np.log(median / (1 - median))
+    bias = model.get_layer("logits").bias
+    bias.assign(bias - median)
+    model.save(folder / "yes_or_no.keras")
+    is_topic = model.predict(texts, verbose=0)[:, 0] > (0.5 if activation else 0)
+    assert sum(is_topic) == 2
+    write(folder / "two.csv", ("words", "is_topic"), zip(texts, 1 * is_topic))
+    printed = run(
+        "compare", "yes_or_no.keras", "yes_or_no.keras", "--rounds", 1,
+        *("--data", "two.csv", "--label", "is_topic", "--json"),
+    )  # fmt: skip
+    assert json.loads(printed)["models"][0]["accuracy"] == 1.0
+
+
+@same_on_every_backend
 def test_bad_input_is_said_before_any_work(run, folder):
     def says(message, *arguments):
         with pytest.raises(SystemExit, match=message):
@@ -119,6 +154,8 @@ def test_bad_input_is_said_before_any_work(run, folder):
     (folder / "empty.csv").write_text("words\n")
     (folder / "short.csv").write_text("words,topic\na,1\nb\n")
     (folder / "far.csv").write_text("words,topic\na,1\nb,7\n")
+    (folder / "latin.csv").write_bytes("words\ncafé".encode("latin-1"))
+    says("no CSV file in UTF-8", *COMPARE[:3], "--data", "latin.csv")
     says("no rows", *COMPARE[:3], "--data", "empty.csv")
     says("too few columns in row 2", *COMPARE[:3], "--data", "short.csv",
          "--text", "words", "topic")  # fmt: skip
