@@ -229,7 +229,9 @@ class CodaCausalLM(CodaTask):
             ended = index >= ends
             if stop_token_ids is not None:
                 written = ops.logical_and(columns >= start, columns < index)
-                stops = ops.isin(token_ids, list(stop_token_ids))
+                # `ops.isin` cannot be traced on TensorFlow.
+                stop = ops.array(stop_token_ids, "int32")
+                stops = ops.any(token_ids[..., None] == stop, axis=-1)
                 stopped = ops.any(ops.logical_and(stops, written), axis=1)
                 beams = ops.reshape(stopped, (batch_size, -1))
                 ended = ops.logical_or(ended, ops.all(beams, axis=1))

@@ -122,7 +122,9 @@ def test_compare_heads_with_one_unit(run, folder, activation):
     bias = model.get_layer("logits").bias
     bias.assign(bias - median)
     model.save(folder / "yes_or_no.keras")
-    is_topic = model.predict(texts, verbose=0)[:, 0] > (0.5 if activation else 0)
+    is_topic = model.predict(texts, verbose=0)[:, 0] > (
+        0.5 if activation else 0
+    )
     assert sum(is_topic) == 2
     write(folder / "two.csv", ("words", "is_topic"), zip(texts, 1 * is_topic))
     printed = run(
