@@ -143,13 +143,17 @@ class WhisperTranscriber(keras.Model):
 
         Returns:
             A list of texts.
+
+        Raises:
+            ValueError: if a sound is no such array. Nothing is written then.
         """
+        sounds = [_validated(ops.convert_to_numpy(sound)) for sound in audio]
+        if not sounds:
+            return []
         features = np.stack(
             [
-                ops.convert_to_numpy(
-                    self.audio_converter(np.asarray(sound, "float32"))
-                )
-                for sound in audio
+                ops.convert_to_numpy(self.audio_converter(sound))
+                for sound in sounds
             ]
         )
         token_ids = self.predict(features, batch_size=batch_size, verbose=0)
@@ -291,6 +295,23 @@ class WhisperTranscriber(keras.Model):
         next_ids = ops.cast(ops.argmax(logits, axis=-1), "int32")
         cache = ops.stack(caches, axis=1)
         return next_ids, cache, ops.stack(others, axis=1) if is_first else None
+
+
+def _validated(sound):
+    """A sound as float32, if it is one."""
+    received = f"an array of shape {sound.shape} and dtype {sound.dtype}"
+    if sound.ndim == 1 and sound.dtype.kind == "f":
+        loudest = np.abs(sound).max(initial=0)
+        # Resampling goes a little beyond 1. NaN is in no range.
+        if loudest < 2:
+            return sound.astype("float32")
+        received += f" with samples up to {loudest:g}"
+    raise ValueError(
+        "`audio` must be a list of sounds, each an array of shape "
+        "`(num_samples,)` of floats between -1 and 1, 16,000 a second. Put "
+        "one sound into a list, take the mean of its channels, and divide "
+        f"int16 samples by 32,768. Received: {received}"
+    )
 
 
 def _prompt(tokenizer, language):

@@ -170,6 +170,17 @@ def test_sounds_become_texts():
     ids = transcriber.predict(features, verbose=0)
     assert texts == transcriber.detokenize(ids)
     assert features.shape == (3, 100, 80)
+    assert transcriber.transcribe([]) == []
+    for bad, received in (
+        (np.zeros(100), "shape \\(\\)"),
+        ([np.zeros((100, 2))], "shape \\(100, 2\\)"),
+        ([np.zeros(100, "int16")], "dtype int16"),
+        ([np.full(100, 3e4)], "samples up to 30000"),
+        ([np.zeros(100), np.full(100, np.nan)], "samples up to nan"),
+        (["speech.wav"], "dtype <U10"),
+    ):
+        with pytest.raises(ValueError, match=f"list of sounds.*{received}"):
+            transcriber.transcribe(bad)
 
 
 @same_on_every_backend
