@@ -63,11 +63,13 @@ def read_columns(path, names):
 
 def read_texts(model, path, names):
     """What `predict` and `calibrate` of a task take."""
-    if getattr(model, "preprocessor", None) is None:
+    preprocessor = getattr(model, "preprocessor", None)
+    if getattr(preprocessor, "tokenizer", None) is None:
         raise TypeError(
             "The model must be a KerasHub task with a preprocessor, which "
             "makes tokens of texts. From Python, `keras_coda.training."
-            f"accelerate` takes tokens too. Received: {type(model).__name__}"
+            "accelerate` takes tokens, and images, too. Received: "
+            f"{type(model).__name__}"
         )
     columns = list(read_columns(path, names or ()).values())
     for task_cls, keys in PAIRS:

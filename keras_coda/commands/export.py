@@ -14,7 +14,7 @@ def add_parser(commands):
     add = parser.add_argument
     add("model", metavar="MODEL.keras")
     add("path", metavar="OUT", help="a folder, or a file of the format")
-    add("--format", choices=FORMATS, default="tf_saved_model")
+    add("--format", choices=FORMATS, help="default: that which OUT ends like")
     add(
         "--sequence-length",
         type=int,

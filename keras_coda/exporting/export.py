@@ -11,6 +11,7 @@ from keras_coda.conversion.token_positions import max_positions
 from keras_coda.conversion.token_positions import validate_sequence_length
 from keras_coda.exporting.formats import FORMATS
 from keras_coda.exporting.formats import check_packages
+from keras_coda.exporting.formats import format_of
 from keras_coda.exporting.formats import is_running
 from keras_coda.exporting.formats import write_saved_model
 from keras_coda.exporting.formats import writing_backend
@@ -26,7 +27,7 @@ from keras_coda.validation import validate_choice
 def export(
     model,
     path,
-    format="tf_saved_model",
+    format=None,
     sequence_length=None,
     batch_size=None,
     outputs=None,
@@ -50,8 +51,9 @@ def export(
             functional `keras.Model`.
         path: str or path. A folder for `"tf_saved_model"`, else a file that
             ends with `.onnx`, `.tflite` or `.pt2`. What is there is replaced.
-        format: `"tf_saved_model"`, `"onnx"`, `"litert"` or `"torch"`. Defaults
-            to `"tf_saved_model"`.
+        format: optional str, `"tf_saved_model"`, `"onnx"`, `"litert"` or
+            `"torch"`. Defaults to `None`, that whose files end like `path`,
+            and else `"tf_saved_model"`.
         sequence_length: optional int, or a pair for the encoder and the
             decoder. The one length that the artefact takes. Defaults to
             `None`, any length; `"litert"` and `"torch"` need a number.
@@ -90,8 +92,10 @@ def export(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     keras_coda.export(backbone, f"{folder}/vit", verbose=False)
     """
-    validate_choice("format", format, FORMATS)
     path = os.fspath(path)
+    if format is None:
+        format = format_of(path)
+    validate_choice("format", format, FORMATS)
     _check_path(path, format)
     named = named_model(model, outputs)
     specs = input_signature(named, sequence_length, batch_size)

@@ -151,6 +151,14 @@ FORMATS = {
 }
 
 
+def format_of(path):
+    """The format whose files end like a path; else that of a folder."""
+    for name, format in FORMATS.items():
+        if format.suffix and path.endswith(format.suffix):
+            return name
+    return "tf_saved_model"
+
+
 def writing_backend(format, needs_first):
     """The backend to write a format under: the running one if it can.
 

@@ -15,6 +15,7 @@ from tests.backend_helpers import slow_to_compile
 from tests.conversion.models import WORDS
 from tests.conversion.models import bert_backbone
 from tests.conversion.models import text_classifier
+from tests.conversion.models import vit_backbone
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +164,17 @@ def test_bad_input_is_said_before_any_work(run, folder):
          "--text", "words", "topic")  # fmt: skip
     says("from 0 to 2. It has: 1 to 7", *COMPARE[:3], "--data", "far.csv",
          "--label", "topic")  # fmt: skip
-    bert_backbone().save(folder / "backbone.keras")
-    says("KerasHub task with a preprocessor", "accelerate", "backbone.keras",
-         "fast.keras", *data)  # fmt: skip
+    images = keras_hub.models.ViTImageClassifier(
+        vit_backbone(),
+        num_classes=2,
+        preprocessor=keras_hub.models.ViTImageClassifierPreprocessor(
+            keras_hub.layers.ViTImageConverter()
+        ),
+    )
+    for name, model in (("backbone", bert_backbone()), ("images", images)):
+        model.save(folder / f"{name}.keras")
+        says("KerasHub task with a preprocessor, which makes tokens",
+             "accelerate", f"{name}.keras", "fast.keras", *data)  # fmt: skip
 
 
 @same_on_every_backend

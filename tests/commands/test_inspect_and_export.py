@@ -83,7 +83,7 @@ def test_export_passes_its_arguments(path, monkeypatch):
     commands.main(["export", path, "out"])
     assert received == {
         "path": "out",
-        "format": "tf_saved_model",
+        "format": None,
         "sequence_length": None,
         "batch_size": None,
         "outputs": None,

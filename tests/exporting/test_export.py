@@ -246,11 +246,11 @@ def test_the_error_of_another_process_is_shown(vit, tmp_path, monkeypatch):
         ({"format": "pickle"}, ValueError, "`format` must be one of"),
         ({"format": "onnx"}, ValueError, "must end with '.onnx'"),
         (
-            {"format": "litert", "path": "a.tflite"},
+            {"path": "a.tflite"},
             ValueError,
-            "takes one sequence length.*`sequence_length`.*'onnx'",
+            "'litert'` takes one sequence length.*`sequence_length`.*'onnx'",
         ),
-        ({"format": "torch", "path": "a.pt2"}, ValueError, "one sequence"),
+        ({"path": "a.pt2"}, ValueError, "'torch'` takes one sequence"),
         ({"sequence_length": 0}, ValueError, "at least 1"),
         ({"sequence_length": 1000}, ValueError, "at most .*=1000"),
         ({"sequence_length": "12"}, TypeError, "must be an integer"),
@@ -258,7 +258,7 @@ def test_the_error_of_another_process_is_shown(vit, tmp_path, monkeypatch):
         ({"batch_size": -1}, ValueError, "`batch_size` must be at least 1"),
         ({"outputs": "pooled"}, ValueError, "one of .*logits.*pooled"),
         (
-            {"format": "onnx", "path": "a.onnx", "from_strings": True},
+            {"path": "a.onnx", "from_strings": True},
             ValueError,
             "`from_strings` needs `format='tf_saved_model'`",
         ),
