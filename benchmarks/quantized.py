@@ -8,7 +8,7 @@ R52 (`--task`, of quality_tasks.py). It is quantized, or made fast by
 that. Test accuracy, and the size of the `.keras` file. Seeds are of the
 fine-tuning.
 
-Writes quantized.json and .md; finished runs are written at once.
+Writes quantized-TASK.json and .md; finished runs are written at once.
 """
 
 import argparse
@@ -128,7 +128,7 @@ class Runner:
             return {}
 
         folder = arguments.output / "first_stages"
-        path = folder / f"{name_of(arguments)}-{self.task.name}-{seed}.npz"
+        path = folder / f"{name_of(arguments)}-{seed}.npz"
         bookkeeping.keep(path, trained_weights(model), train)
         return model
 
@@ -156,7 +156,8 @@ def file_size(model):
 
 
 def name_of(arguments):
-    return "quantized-quick" if arguments.quick else "quantized"
+    quick = "-quick" if arguments.quick else ""
+    return f"quantized-{arguments.task}{quick}"
 
 
 def summarize(results):
