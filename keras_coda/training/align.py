@@ -15,6 +15,7 @@ from keras_coda.training.observation import as_observable
 from keras_coda.training.observation import encoder_of
 from keras_coda.training.observation import stacks
 from keras_coda.training.observed import all_logits
+from keras_coda.training.observed import output_mask
 from keras_coda.validation import validate_choice
 
 TARGETS = ("pretrained", "fine_tuned")
@@ -49,7 +50,8 @@ def align(
     The loss is the mean over encoder blocks of the squared error of the hidden
     states, relative to the mean square of the dense model's, over real tokens.
     With `logits_weight` it is that of the last block but one, and the
-    divergence of the output distribution from the dense model's. Adapters,
+    divergence of the output distribution from the dense model's, of real tokens
+    where each has one. Adapters,
     routers and layer normalisations are trained as in fine-tuning; dropout is
     off. The dense model shares its frozen weights with `coda`, so it costs no
     further memory.
@@ -188,9 +190,11 @@ class _Aligner(keras.Model):
         ]
         losses = {"hidden_error": ops.mean(ops.stack(errors))}
         if self.logits_weight:
+            blocks = backbone_of(self.model).conditional_blocks
             losses["divergence"] = _divergence(
                 outputs / self.temperature,
                 target_outputs / self.temperature,
+                output_mask(inputs, outputs.shape[:-1], blocks, scope),
             )
         return losses
 
@@ -224,12 +228,19 @@ def _relative_error(record, target_record):
     return ops.sum(error) / ops.sum(scale)
 
 
-def _divergence(logits, target_logits):
-    """Kullback-Leibler divergence of two distributions given by logits."""
+def _divergence(logits, target_logits, mask):
+    """Kullback-Leibler divergence of two distributions given by logits.
+
+    The mean over all that have one, or those where an optional mask is true.
+    """
     log_outputs, log_targets = (
         ops.log_softmax(ops.cast(all_logits(x), "float32"))
         for x in (logits, ops.stop_gradient(target_logits))
     )
-    return ops.mean(
-        ops.sum(ops.exp(log_targets) * (log_targets - log_outputs), axis=-1)
+    divergences = ops.sum(
+        ops.exp(log_targets) * (log_targets - log_outputs), axis=-1
     )
+    if mask is None:
+        return ops.mean(divergences)
+    real = ops.cast(mask, "float32")
+    return ops.sum(divergences * real) / ops.maximum(ops.sum(real), 1)

@@ -136,20 +136,10 @@ class Observed:
         targets = self.targets[-1]
         if callable(self.read):
             shape = targets[0].shape[:-1]
-            # A language model's outputs begin at the prompt's last token.
-            start = (getattr(self.stacks[0][0], "prompt_length", None) or 1) - 1
-            names = ("decoder_padding_mask", "padding_mask")
-            given = batch if isinstance(batch, dict) else {}
-            masks = [given.get(name) for name in names]
-            # Where inputs have other names, or the model makes it.
-            masks.append(scope.record(self.stacks[0][-1]).padding_mask)
-            for mask in masks:
-                if mask is None:
-                    continue
-                mask = to_numpy(mask).astype("float32")[:, start:]
-                if mask.shape == shape:
-                    return [mask]
-            return [np.ones(shape, "float32")]
+            mask = output_mask(batch, shape, self.stacks[0], scope)
+            if mask is None:
+                return [np.ones(shape, "float32")]
+            return [to_float32(mask)]
         read = []
         for stack in self.stacks:
             record = scope.record(stack[-1])
@@ -184,6 +174,37 @@ class Observed:
             np.sum(w * (t - mean) ** 2) for w, t in zip(weights, targets)
         )
         return max(float(sum(squares)) / size, 1e-12)
+
+
+def output_mask(inputs, shape, blocks, scope):
+    """Which outputs of a model are those of real tokens.
+
+    Args:
+        inputs: what the model was called with.
+        shape: of the outputs, without the last axis; `None` where unknown.
+        blocks: its conditional blocks.
+        scope: the `RoutingScope` in which it ran.
+
+    Returns:
+        A mask of that shape, or `None` where outputs are not of tokens.
+    """
+    # A language model's outputs begin at the prompt's last token.
+    start = (getattr(blocks[0], "prompt_length", None) or 1) - 1
+    names = ("decoder_padding_mask", "padding_mask")
+    given = inputs if isinstance(inputs, dict) else {}
+    masks = [given.get(name) for name in names]
+    # Where inputs have other names, or the model makes it.
+    masks.append(scope.record(blocks[-1]).padding_mask)
+    for mask in masks:
+        if mask is not None and _fits(mask[:, start:].shape, shape):
+            return mask[:, start:]
+    return None
+
+
+def _fits(shape, other):
+    return len(shape) == len(other) and all(
+        a is None or b is None or a == b for a, b in zip(shape, other)
+    )
 
 
 def all_logits(logits):

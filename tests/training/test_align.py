@@ -8,6 +8,7 @@ import pytest
 import keras_coda
 from keras_coda.conversion.trained_weights import backbone_of
 from keras_coda.conversion.trained_weights import trained_weights
+from keras_coda.training.observed import log_softmax
 from tests.backend_helpers import slow_to_compile
 from tests.conversion.models import bert_backbone
 from tests.conversion.models import bert_inputs
@@ -124,6 +125,29 @@ def test_the_error_is_relative_and_of_real_tokens():
     error = predict(coda, inputs)["sequence_output"][real] - target
     assert history.history["hidden_error"][0] == pytest.approx(
         (error**2).sum() / (target**2).sum(), rel=1e-4
+    )
+
+
+@slow_to_compile
+def test_the_divergence_is_of_real_tokens():
+    tagger, inputs = around(bert_backbone()), bert_inputs()
+    coda = keras_coda.coda_wrap(tagger, reduction_factor=2)
+    history = keras_coda.training.align(
+        coda,
+        tagger,
+        inputs,
+        logits_weight=1.0,
+        optimizer=keras.optimizers.SGD(0.0),
+        verbose=0,
+    )
+    logs, target_logs = (
+        log_softmax(predict(model, inputs)) for model in (coda, tagger)
+    )
+    divergences = np.sum(np.exp(target_logs) * (target_logs - logs), axis=-1)
+    is_real = inputs["padding_mask"].astype(bool)
+    assert not is_real.all()
+    np.testing.assert_allclose(
+        history.history["divergence"], divergences[is_real].mean(), rtol=1e-4
     )
 
 
