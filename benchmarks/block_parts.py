@@ -79,49 +79,23 @@ def make_parts(arguments, dim=768):
         return add_rows(inputs + adapted, rows, indices)
 
     return {
-        "nothing": compiled(lambda inputs: inputs[:1, :1], inputs),
-        "dense block": compiled(dense, inputs),
-        "conditional block": compiled(block, inputs),
-        "router": compiled(block.router, inputs),
-        "router, soft top-k": compiled(
+        "nothing": timing.compiled(lambda inputs: inputs[:1, :1], inputs),
+        "dense block": timing.compiled(dense, inputs),
+        "conditional block": timing.compiled(block, inputs),
+        "router": timing.compiled(block.router, inputs),
+        "router, soft top-k": timing.compiled(
             lambda scores: soft_top_k_and_best(scores, num_routed), scores
         ),
-        "router, its sort": compiled(
+        "router, its sort": timing.compiled(
             lambda scores: best_positions(scores, num_routed), scores
         ),
-        "gather": compiled(gather_rows, inputs, indices),
-        "adapter": compiled(adapter, inputs),
-        "adapter, matrix products": compiled(matmuls, inputs),
-        "add to residual": compiled(
+        "gather": timing.compiled(gather_rows, inputs, indices),
+        "adapter": timing.compiled(adapter, inputs),
+        "adapter, matrix products": timing.compiled(matmuls, inputs),
+        "add to residual": timing.compiled(
             add_to_residual, inputs, inputs, rows, indices
         ),
     }
-
-
-def compiled(function, *tensors):
-    """A function without arguments that computes and waits."""
-    backend = keras.config.backend()
-    if backend == "jax":
-        import jax
-
-        # A function of its own: `jax.jit` hashes what it compiles.
-        jitted = jax.jit(lambda *tensors: function(*tensors))
-        return lambda: jax.block_until_ready(jitted(*tensors))
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        graph = tf.function(lambda *tensors: function(*tensors))
-        return lambda: graph(*tensors)
-
-    def call():
-        import torch
-
-        with torch.inference_mode():
-            function(*tensors)
-        if timing.device() != "cpu":
-            torch.cuda.synchronize()
-
-    return call
 
 
 def main():

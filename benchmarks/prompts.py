@@ -18,6 +18,10 @@ and values alone, also at r = 1. `--memory` adds the peak memory of a training
 step over that of the loaded model, each measured in a process of its own.
 Writes prompts-BACKEND.json and .md, and keeps what others measured of other
 shapes and lengths.
+
+`--products` times no model, but a prefill's products with its weights alone,
+without attention: how much of their limit the machine gives. Writes
+prompts-products-BACKEND.json and .md.
 """
 
 import argparse
@@ -79,6 +83,7 @@ def parse_arguments():
     add("--no-training", action="store_true", help="time no training step")
     add("--memory", action="store_true", help="of a training step")
     add("--measure-memory-of", help=argparse.SUPPRESS)
+    add("--products", action="store_true", help="time products alone")
     timing.add_dtype(parser)
     add("--output", type=pathlib.Path, default=timing.RESULTS)
     add("--quick", action="store_true", help="one short prompt, once")
@@ -243,6 +248,80 @@ def measure_memory(candidate):
     timing.print_peak_memory(training(model, length, prompt_length, batch_size))
 
 
+def run_products(name, length, arguments):
+    """One record for each reduction factor, of products with weights alone."""
+    config = SHAPES[name][2]
+    dim, width = config["hidden_dim"], config["intermediate_dim"]
+    group = config["num_query_heads"] // config["num_key_value_heads"]
+    rng = np.random.default_rng(0)
+
+    def random(*shape):
+        return keras.ops.cast(
+            rng.normal(size=shape) * dim**-0.5,
+            keras.config.dtype_policy().compute_dtype,
+        )
+
+    layers = [
+        {
+            "keys_and_values": random(dim, 2 * dim // group),
+            "queries": random(dim, dim),
+            "heads": random(dim, dim),
+            "gate": random(dim, width),
+            "up": random(dim, width),
+            "down": random(width, dim),
+        }
+        for _ in range(NUM_LAYERS)
+    ]
+
+    def prefill(layers, tokens, rows):
+        kept = []
+        *first, last = layers
+        for layer in first:
+            kept.append(keras.ops.matmul(tokens, layer["keys_and_values"]))
+            for name in ("queries", "heads"):
+                rows = keras.ops.matmul(rows, layer[name])
+            gate, up = (
+                keras.ops.matmul(rows, layer[name]) for name in ("gate", "up")
+            )
+            rows = keras.ops.matmul(keras.ops.silu(gate) * up, layer["down"])
+        kept.append(keras.ops.matmul(tokens, last["keys_and_values"]))
+        return kept, rows
+
+    num_tokens = arguments.batch_size * length
+    tokens = random(num_tokens, dim)
+    factors = [1.0, *map(float, arguments.reduction_factors.split(","))]
+    num_rows = {factor: int(num_tokens / factor) for factor in factors}
+    seconds = timing.interleave(
+        {
+            factor: timing.compiled(prefill, layers, tokens, tokens[:rows])
+            for factor, rows in num_rows.items()
+        },
+        arguments.rounds,
+    )
+
+    def multiply_adds(factor):
+        for_rows = (NUM_LAYERS - 1) * (2 * dim**2 + 3 * dim * width)
+        for_tokens = NUM_LAYERS * 2 * dim**2 // group
+        return num_rows[factor] * for_rows + num_tokens * for_tokens
+
+    records = []
+    for factor in factors:
+        speedup = seconds[1.0] / seconds[factor]
+        limit = multiply_adds(1.0) / multiply_adds(factor)
+        records.append(
+            {
+                "shape": name,
+                "n": length,
+                "r": f"{factor:g}",
+                "seconds": seconds[factor],
+                "speedup": speedup,
+                "limit": limit,
+                "efficiency": speedup / limit,
+            }
+        )
+    return records
+
+
 def ratio(seconds, key):
     return seconds["r = 1"] / seconds[key] if key in seconds else None
 
@@ -252,7 +331,10 @@ def main():
     if arguments.measure_memory_of:
         measure_memory(arguments.measure_memory_of)
         return
-    path = timing.results_path("prompts", arguments)
+    benchmark, measure = "prompts", run
+    if arguments.products:
+        benchmark, measure = "prompts-products", run_products
+    path = timing.results_path(benchmark, arguments)
     setup = {
         "dtype": arguments.dtype,
         "batch_size": arguments.batch_size,
@@ -262,7 +344,7 @@ def main():
     for name in arguments.shapes.split(","):
         for length in map(int, arguments.lengths.split(",")):
             keras.utils.clear_session()
-            records = run(name, length, arguments)
+            records = measure(name, length, arguments)
             table = timing.write_run(path, setup, records, ("shape", "n"))
     print(table)
 

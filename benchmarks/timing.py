@@ -41,6 +41,37 @@ def interleave(candidates, num_rounds, num_warmup=1):
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
+def compiled(function, *tensors):
+    """A function without arguments that computes and waits.
+
+    Args:
+        function: of `tensors`, or of structures of them.
+        *tensors: what it is called with.
+    """
+    backend = keras.config.backend()
+    if backend == "jax":
+        import jax
+
+        # A function of its own: `jax.jit` hashes what it compiles.
+        jitted = jax.jit(lambda *tensors: function(*tensors))
+        return lambda: jax.block_until_ready(jitted(*tensors))
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        graph = tf.function(lambda *tensors: function(*tensors))
+        return lambda: graph(*tensors)
+
+    def call():
+        import torch
+
+        with torch.inference_mode():
+            function(*tensors)
+        if device() != "cpu":
+            torch.cuda.synchronize()
+
+    return call
+
+
 def peak_memory(script, candidate, *arguments):
     """Peak memory of a call in MB, over that before it, in its own process.
 
