@@ -170,7 +170,7 @@ class CodaCausalLM(CodaTask):
         """
         prompt, offset = inputs["token_ids"], inputs["offset"]
         start = prompt.shape[1] + offset
-        has_ended = self._make_has_ended(inputs, start, stop_token_ids)
+        has_ended = make_has_ended(inputs, start, stop_token_ids)
         # What rows that have ended go on with: it ends them for the sampler.
         padding = 0 if stop_token_ids is None else stop_token_ids[0]
         vocabulary = ops.arange(self.backbone.vocabulary_size, dtype="int32")
@@ -202,43 +202,6 @@ class CodaCausalLM(CodaTask):
             stop_token_ids=stop_token_ids,
             model=self,
         )
-
-    def _make_has_ended(self, inputs, start, stop_token_ids):
-        """Tells the rows of which nothing more is read.
-
-        What such a row goes on with must not depend on how long the others
-        take: a beam search would choose between its beams by that.
-
-        Args:
-            inputs, stop_token_ids: see `generate_step`.
-            start: where all prompts end.
-
-        Returns:
-            A function of token ids of shape `(batch_size * num_beams, p + m)`
-            and of the position that is to be written. It returns a bool tensor
-            of shape `(batch_size * num_beams, 1)`.
-        """
-        lengths = ops.sum(inputs["padding_mask"], axis=1)
-        batch_size = lengths.shape[0]
-        end = inputs["padding_mask"].shape[1] + inputs["room"].shape[1]
-        # The shortest prompt can take all of the room.
-        ends = end - (lengths - ops.min(lengths))
-        columns = ops.arange(end, dtype="int32")
-
-        def has_ended(token_ids, index):
-            ended = index >= ends
-            if stop_token_ids is not None:
-                written = ops.logical_and(columns >= start, columns < index)
-                # `ops.isin` cannot be traced on TensorFlow.
-                stop = ops.array(stop_token_ids, "int32")
-                stops = ops.any(token_ids[..., None] == stop, axis=-1)
-                stopped = ops.any(ops.logical_and(stops, written), axis=1)
-                beams = ops.reshape(stopped, (batch_size, -1))
-                ended = ops.logical_or(ended, ops.all(beams, axis=1))
-            num_beams = token_ids.shape[0] // batch_size
-            return ops.repeat(ended, num_beams)[:, None]
-
-        return has_ended
 
     def _prefill(self, inputs):
         """The cache of prompts, with room for further tokens.
@@ -285,6 +248,44 @@ class CodaCausalLM(CodaTask):
             )
             caches.append(own)
         return hidden, {"blocks": tuple(caches), "mask": cache["mask"]}
+
+
+def make_has_ended(inputs, start, stop_token_ids):
+    """Tells the rows of which nothing more is read.
+
+    What such a row goes on with must not depend on how long the others
+    take: a beam search would choose between its beams by that.
+
+    Args:
+        inputs, stop_token_ids: see `CodaCausalLM.generate_step`.
+        start: where all prompts end.
+
+    Returns:
+        A function of token ids of shape `(batch_size * num_beams, p + m)`
+        and of the position that is to be written. It returns a bool tensor
+        of shape `(batch_size * num_beams, 1)`.
+    """
+    lengths = ops.sum(inputs["padding_mask"], axis=1)
+    batch_size = lengths.shape[0]
+    end = inputs["padding_mask"].shape[1] + inputs["room"].shape[1]
+    # The shortest prompt can take all of the room.
+    ends = end - (lengths - ops.min(lengths))
+    columns = ops.arange(end, dtype="int32")
+
+    def has_ended(token_ids, index):
+        ended = index >= ends
+        if stop_token_ids is not None:
+            written = ops.logical_and(columns >= start, columns < index)
+            # `ops.isin` cannot be traced on TensorFlow.
+            stop = ops.array(stop_token_ids, "int32")
+            stops = ops.any(token_ids[..., None] == stop, axis=-1)
+            stopped = ops.any(ops.logical_and(stops, written), axis=1)
+            beams = ops.reshape(stopped, (batch_size, -1))
+            ended = ops.logical_or(ended, ops.all(beams, axis=1))
+        num_beams = token_ids.shape[0] // batch_size
+        return ops.repeat(ended, num_beams)[:, None]
+
+    return has_ended
 
 
 def left_padded(inputs):

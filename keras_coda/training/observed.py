@@ -10,7 +10,6 @@ from keras_coda.training.observation import encoder_of
 from keras_coda.training.observation import pinned_tokens
 from keras_coda.training.observation import stacks
 from keras_coda.training.observation import to_float32
-from keras_coda.training.observation import to_numpy
 
 OBSERVED = ("pinned", "tokens")
 
