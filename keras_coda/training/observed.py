@@ -195,15 +195,13 @@ def output_mask(inputs, shape, blocks, scope):
     # Where inputs have other names, or the model makes it.
     masks.append(scope.record(blocks[-1]).padding_mask)
     for mask in masks:
-        if mask is not None and _fits(mask[:, start:].shape, shape):
-            return mask[:, start:]
+        if mask is None:
+            continue
+        mask = mask[:, start:]
+        # The batch size may be unknown in one of them.
+        if tuple(mask.shape)[1:] == tuple(shape)[1:]:
+            return mask
     return None
-
-
-def _fits(shape, other):
-    return len(shape) == len(other) and all(
-        a is None or b is None or a == b for a, b in zip(shape, other)
-    )
 
 
 def all_logits(logits):
