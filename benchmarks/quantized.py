@@ -157,7 +157,7 @@ def file_size(model):
 
 def name_of(arguments):
     quick = "-quick" if arguments.quick else ""
-    return f"quantized-{arguments.task}{quick}"
+    return f"quantized{quick}-{arguments.task}"
 
 
 def summarize(results):
