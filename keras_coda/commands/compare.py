@@ -53,11 +53,11 @@ def run(arguments):
         )
     inputs = [_tokens(model, arguments) for model in models]
     with Console(stderr=True).status("Predicting"):
-        logits = [
+        outputs = [
             model.predict(tokens, batch_size=arguments.batch_size, verbose=0)
             for model, tokens in zip(models, inputs)
         ]
-    guesses = list(map(_guesses, models, logits))
+    guesses = list(map(_guesses, models, outputs))
     with Console(stderr=True).status("Timing"):
         seconds = _seconds(models, inputs, arguments)
     records = [
@@ -70,9 +70,9 @@ def run(arguments):
     agreement = float(np.mean(guesses[0] == guesses[1]))
     if arguments.json:
         content = {"models": records, "agreement": agreement}
-        print(json.dumps({**content, "texts": len(logits[0])}))
+        print(json.dumps({**content, "texts": len(outputs[0])}))
         return
-    _print(records, agreement, len(logits[0]))
+    _print(records, agreement, len(outputs[0]))
 
 
 def _num_classes(paths, models):

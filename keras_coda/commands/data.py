@@ -36,19 +36,19 @@ def read_columns(path, names):
     csv.field_size_limit(2**31 - 1)
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
-        columns = list(reader.fieldnames or ())
-        missing = [name for name in names if name not in columns]
-        if missing or not columns:
-            raise ValueError(
-                f"{path!r} has no column {', '.join(map(repr, missing))}. It "
-                f"has: {', '.join(map(repr, columns)) or 'none'}."
-            )
         try:
+            columns = list(reader.fieldnames or ())
             rows = list(reader)
         except (UnicodeDecodeError, csv.Error) as error:
             raise ValueError(
                 f"{path!r} is no CSV file in UTF-8: {error}"
             ) from None
+    missing = [name for name in names if name not in columns]
+    if missing or not columns:
+        raise ValueError(
+            f"{path!r} has no column {', '.join(map(repr, missing))}. It "
+            f"has: {', '.join(map(repr, columns)) or 'none'}."
+        )
     names = list(names) or columns[:1]
     for number, row in enumerate(rows, start=1):
         if any(row[name] is None for name in names):

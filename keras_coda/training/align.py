@@ -51,10 +51,9 @@ def align(
     states, relative to the mean square of the dense model's, over real tokens.
     With `logits_weight` it is that of the last block but one, and the
     divergence of the output distribution from the dense model's, of real tokens
-    where each has one. Adapters,
-    routers and layer normalisations are trained as in fine-tuning; dropout is
-    off. The dense model shares its frozen weights with `coda`, so it costs no
-    further memory.
+    where each has one. Adapters, routers and layer normalisations are trained
+    as in fine-tuning; dropout is off. The dense model shares its frozen weights
+    with `coda`, so it costs no further memory.
 
     Args:
         coda: what `keras_coda.coda_wrap` made, a backbone, a task or a model

@@ -157,7 +157,7 @@ def test_bad_input_is_said_before_any_work(run, folder):
     (folder / "empty.csv").write_text("words\n")
     (folder / "short.csv").write_text("words,topic\na,1\nb\n")
     (folder / "far.csv").write_text("words,topic\na,1\nb,7\n")
-    (folder / "latin.csv").write_bytes("words\ncafé".encode("latin-1"))
+    (folder / "latin.csv").write_bytes("words\ncafé\n".encode("latin-1"))
     says("no CSV file in UTF-8", *COMPARE[:3], "--data", "latin.csv")
     says("no rows", *COMPARE[:3], "--data", "empty.csv")
     says("too few columns in row 2", *COMPARE[:3], "--data", "short.csv",
