@@ -278,10 +278,10 @@ def run_products(name, length, arguments):
         *first, last = layers
         for layer in first:
             kept.append(keras.ops.matmul(tokens, layer["keys_and_values"]))
-            for name in ("queries", "heads"):
-                rows = keras.ops.matmul(rows, layer[name])
+            for key in ("queries", "heads"):
+                rows = keras.ops.matmul(rows, layer[key])
             gate, up = (
-                keras.ops.matmul(rows, layer[name]) for name in ("gate", "up")
+                keras.ops.matmul(rows, layer[key]) for key in ("gate", "up")
             )
             rows = keras.ops.matmul(keras.ops.silu(gate) * up, layer["down"])
         kept.append(keras.ops.matmul(tokens, last["keys_and_values"]))

@@ -173,7 +173,7 @@ class CodaCausalLM(CodaTask):
         has_ended = make_has_ended(inputs, start, stop_token_ids)
         # What rows that have ended go on with: it ends them for the sampler.
         padding = 0 if stop_token_ids is None else stop_token_ids[0]
-        vocabulary = ops.arange(self.backbone.vocabulary_size, dtype="int32")
+        is_padding = ops.arange(self.backbone.vocabulary_size) == padding
 
         def next(prompt, cache, index):
             # The token before gives the logits of this one.
@@ -182,12 +182,11 @@ class CodaCausalLM(CodaTask):
             hidden, cache = self._step(
                 self._embed(token), cache, before, before - offset
             )
-            may_follow = ops.logical_or(
-                ops.logical_not(has_ended(prompt, index)),
-                vocabulary == padding,
+            goes_on = ops.logical_not(has_ended(prompt, index))
+            logits = mask_scores(
+                ops.squeeze(self._logits(hidden), 1),
+                ops.logical_or(goes_on, is_padding),
             )
-            logits = ops.squeeze(self._logits(hidden), 1)
-            logits = mask_scores(logits, may_follow)
             return logits, ops.squeeze(hidden, 1), cache
 
         ids = ops.concatenate([prompt, inputs["room"]], axis=1)
