@@ -190,12 +190,6 @@ def load(weights, path):
         return json.loads(str(file["notes"]))
 
 
-def clear_session(dtype):
-    """Forgets all models; Keras forgets the policy of dtypes with them."""
-    keras.backend.clear_session()
-    keras.config.set_dtype_policy(dtype)
-
-
 def mean_and_error(values):
     """The mean and its standard error, as far as there are any."""
     mean = statistics.mean(values) if values else None

@@ -529,7 +529,7 @@ def measure_missing_speedups(results, make_task, arguments, progress):
     for key in sorted(keys - set(results.speedups)):
         missing.setdefault(key.split("/")[0], []).append(key)
     for name, keys in progress.track(missing.items(), description="speed"):
-        bookkeeping.clear_session("float32")
+        timing.clear_session("float32")
         for key, speedup in measure_speedups(
             keys, make_task(name), arguments.num_rounds
         ):
@@ -669,7 +669,7 @@ def main():
             progress.update(bar, description=experiment.key)
             results.read()
             if experiment.key not in results.runs:
-                bookkeeping.clear_session(arguments.dtype)
+                timing.clear_session(arguments.dtype)
                 task = make_task(experiment.task)
                 run = Runner(task, arguments, folder).run(experiment)
                 results.add(runs={experiment.key: run})

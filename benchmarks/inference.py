@@ -386,7 +386,7 @@ def main():
         earlier = json.loads(path.read_text())["rows"]
         rows = [row for row in earlier if row["shape"] not in names]
     for name in names:
-        keras.backend.clear_session()
+        timing.clear_session(arguments.dtype)
         new_rows = run_shape(name, arguments)
         print(timing.markdown_table(new_rows), flush=True)
         rows += new_rows

@@ -343,7 +343,7 @@ def main():
     }
     for name in arguments.shapes.split(","):
         for length in map(int, arguments.lengths.split(",")):
-            keras.utils.clear_session()
+            timing.clear_session(arguments.dtype)
             records = measure(name, length, arguments)
             table = timing.write_run(path, setup, records, ("shape", "n"))
     print(table)

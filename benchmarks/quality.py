@@ -465,7 +465,7 @@ def main():
             progress.update(bar, description=experiment.key)
             results.read()
             if not is_done(experiment, results.runs):
-                bookkeeping.clear_session(arguments.dtype)
+                timing.clear_session(arguments.dtype)
                 runs = run(experiment, make_task(experiment.task), arguments)
                 results.add(runs=runs)
                 for key, result in runs.items():
@@ -503,7 +503,7 @@ def measure_missing_speedups(results, make_task, num_rounds, progress):
         experiment = parse_speedup_key(key)
         model = architecture(experiment)
         if model not in measured:
-            bookkeeping.clear_session("float32")
+            timing.clear_session("float32")
             measured[model] = measure_speedup(
                 experiment, make_task(experiment.task), num_rounds
             )

@@ -193,6 +193,12 @@ def _set_dtype_policy(name):
     return name
 
 
+def clear_session(dtype):
+    """Forgets all models; Keras forgets the policy of dtypes with them."""
+    keras.backend.clear_session()
+    keras.config.set_dtype_policy(dtype)
+
+
 def results_path(benchmark, arguments):
     """Where the JSON goes: of `--quick` elsewhere than what was measured."""
     parts = [benchmark]
@@ -201,6 +207,8 @@ def results_path(benchmark, arguments):
     parts.append(keras.config.backend())
     if getattr(arguments, "mode", None) == "compiled":
         parts.append("compiled")
+    if getattr(arguments, "dtype", "float32") != "float32":
+        parts.append(arguments.dtype.removeprefix("mixed_"))
     if device() != "cpu":
         parts.append("gpu")
     return arguments.output / f"{'-'.join(parts)}.json"
