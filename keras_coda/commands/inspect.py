@@ -25,7 +25,8 @@ def add_parser(commands):
         "--sequence-length",
         type=int,
         metavar="N",
-        help="count multiply-adds at this length, of a converted model",
+        help="count multiply-adds at this length, of a converted model; of a "
+        "language model, of a prompt of this length",
     )
     add("--json", action="store_true", help="print one line of JSON")
     return parser
@@ -36,6 +37,8 @@ def run(arguments):
     description = _description(model)
     counted = None
     if arguments.sequence_length is not None:
+        if hasattr(model, "prompt_length"):
+            model.prompt_length = arguments.sequence_length
         counted = flops(model, arguments.sequence_length)
         description["speedup by arithmetic"] = f"{counted.ratio:.2f}"
     if arguments.json:

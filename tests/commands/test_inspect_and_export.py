@@ -3,11 +3,13 @@ import pathlib
 import zipfile
 
 import keras
+import keras_hub
 import pytest
 
 import keras_coda
 from keras_coda import commands
 from tests.conversion import models
+from tests.conversion.tiny import tiny_models
 from tests.exporting import artefacts
 
 
@@ -71,6 +73,19 @@ def test_inspect_counts(path, capsys, monkeypatch):
     commands.main(["inspect", path, "--json"])
     described = json.loads(capsys.readouterr().out)
     assert described["class"] == "CodaViTImageClassifier"
+
+
+def test_inspect_counts_a_prompt(tmp_path, capsys):
+    backbone = tiny_models()["LlamaBackbone"].make()
+    dense = keras_hub.models.LlamaCausalLM(backbone, preprocessor=None)
+    path = str(tmp_path / "llama.keras")
+    model = keras_coda.coda_wrap(dense, reduction_factor=3)
+    model.save(path)
+    commands.main(["inspect", path, "--sequence-length", "12", "--json"])
+    described = json.loads(capsys.readouterr().out)
+    model.prompt_length = 12
+    ratio = keras_coda.analysis.flops(model, 12).ratio
+    assert described["speedup by arithmetic"] == f"{ratio:.2f}" > "1.00"
 
 
 def test_export_passes_its_arguments(path, monkeypatch):
