@@ -131,6 +131,8 @@ class AtBestRate:
         self.best = {}
 
     def __call__(self, row, seed):
+        if len(self.rates) == 1:
+            return self.train(row, self.rates[0], seed)
         if row not in self.best:
             self.best[row] = max(
                 ((rate, self.train(row, rate, 0)) for rate in self.rates),

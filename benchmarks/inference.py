@@ -246,14 +246,7 @@ def call_of_torch(compiled, model, inputs):
     inputs = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
     with torch.no_grad():
         function = compiled(model.eval(), inputs)
-
-    def call():
-        with torch.inference_mode():
-            function(inputs)
-        if timing.device() != "cpu":
-            torch.cuda.synchronize()
-
-    return call
+    return timing.compiled(function, inputs)
 
 
 def compiled_by_torch(model, inputs):
@@ -265,20 +258,17 @@ def compiled_by_torch(model, inputs):
 
 
 def call_of_jax(model, inputs):
-    import jax
-
     inputs = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
     variables = (
         [v.value for v in model.trainable_variables],
         [v.value for v in model.non_trainable_variables],
     )
 
-    @jax.jit
     def function(variables, inputs):
         outputs, _ = model.stateless_call(*variables, inputs, training=False)
         return outputs
 
-    return lambda: jax.block_until_ready(function(variables, inputs))
+    return timing.compiled(function, variables, inputs)
 
 
 def run_shape(name, arguments):
