@@ -14,6 +14,7 @@ from keras_coda.training.inputs import preprocess
 from keras_coda.training.observation import as_observable
 from keras_coda.training.observation import encoder_of
 from keras_coda.training.observation import stacks
+from keras_coda.training.observation import without_gradients
 from keras_coda.training.observed import all_logits
 from keras_coda.training.observed import output_mask
 from keras_coda.validation import validate_choice
@@ -173,9 +174,13 @@ class _Aligner(keras.Model):
         else:
             coda, teacher = encoder_of(coda), encoder_of(teacher)
         self.model = coda
+
+        def run_teacher(inputs):
+            with without_gradients(teacher):
+                return teacher(inputs, training=False)
+
         # Within functions, so that they are tracked in the model alone.
-        self.run_teacher = lambda inputs: teacher(inputs, training=False)
-        self.blocks = lambda: zip(*blocks)
+        self.run_teacher, self.blocks = run_teacher, lambda: zip(*blocks)
 
     def call(self, inputs):
         # Without dropout, also within `fit`.

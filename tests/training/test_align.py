@@ -1,3 +1,4 @@
+import importlib
 import math
 
 import keras
@@ -170,6 +171,23 @@ def test_logits():
     assert 0 <= history["divergence"][-1] < 0.5 * history["divergence"][0]
     assert all(map(np.array_equal, before, dense.get_weights()))
     assert flags == [w.trainable for w in dense.weights]
+
+
+@slow_to_compile
+def test_the_target_keeps_nothing_for_gradients(monkeypatch):
+    align = importlib.import_module("keras_coda.training.align")
+    kept, divergence = [], align._divergence
+
+    def record(logits, target_logits, mask):
+        kept.append((logits.requires_grad, target_logits.requires_grad))
+        return divergence(logits, target_logits, mask)
+
+    monkeypatch.setattr(align, "_divergence", record)
+    dense = keras_hub.models.BertTextClassifier(bert_backbone(), num_classes=3)
+    coda = keras_coda.coda_wrap(dense, reduction_factor=4)
+    align.align(coda, dense, bert_inputs(), logits_weight=1.0, verbose=0)
+    # Keras builds the model first, in a call without gradients.
+    assert kept[-1] == (True, False)
 
 
 @slow_to_compile
