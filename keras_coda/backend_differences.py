@@ -38,8 +38,14 @@ def lacks_gradients():
     return keras.config.backend() != "jax"
 
 
-def fuses_attention():
-    """Whether `keras.ops.dot_product_attention` is more than its parts."""
+def fuses_attention(dtype):
+    """Whether `keras.ops.dot_product_attention` is more than its parts.
+
+    Args:
+        dtype: of the tensors. JAX has none for float16 on a CPU.
+    """
+    if _is_jax_on_cpu():
+        return keras.backend.standardize_dtype(dtype) != "float16"
     return keras.config.backend() != "tensorflow"
 
 
@@ -48,11 +54,15 @@ def fuses_over_copies():
 
     For a few queries, XLA on a CPU takes most of its time to make them.
     """
-    if keras.config.backend() == "jax":
-        import jax
+    return keras.config.backend() != "tensorflow" and not _is_jax_on_cpu()
 
-        return jax.default_backend() != "cpu"
-    return fuses_attention()
+
+def _is_jax_on_cpu():
+    if keras.config.backend() != "jax":
+        return False
+    import jax
+
+    return jax.default_backend() == "cpu"
 
 
 def multiply_and_add_bias(inputs, kernel, bias, num_contracted):

@@ -119,7 +119,8 @@ def attend_heads(
         scale = query.shape[-1] ** -0.5
     group = query.shape[2] // key.shape[2]
     dropped = training and dropout is not None and dropout.rate > 0
-    is_fused = fuses_attention() and soft_cap is None and not dropped
+    is_fused = fuses_attention(query.dtype) and not dropped
+    is_fused = is_fused and soft_cap is None
     if is_fused and group > 1:
         # It takes a copy of the keys for each head of a group.
         is_fused = query.shape[1] != 1 and fuses_over_copies()

@@ -56,3 +56,18 @@ class TestBert(FamilyTest):
         coda.reduction_factor = 4
         for output in predict(coda, inputs).values():
             assert np.all(np.isfinite(output))
+
+    def test_float16(self):
+        # JAX on a CPU has no fused attention in it.
+        dense = self.dense_backbone(dtype="mixed_float16")
+        inputs = bert_inputs(12, (12, 7))
+        coda = keras_coda.coda_wrap(dense, reduction_factor=1)
+        real = inputs["padding_mask"].astype(bool)
+        np.testing.assert_allclose(
+            predict(coda, inputs)["sequence_output"][real],
+            predict(dense, inputs)["sequence_output"][real],
+            atol=2e-2,
+        )
+        coda.reduction_factor = 4
+        for output in predict(coda, inputs).values():
+            assert np.all(np.isfinite(output))
