@@ -21,6 +21,7 @@ from keras_coda.exporting.signature import has_dynamic_length
 from keras_coda.exporting.signature import input_signature
 from keras_coda.exporting.signature import named_model
 from keras_coda.exporting.signature import quantizes_inputs
+from keras_coda.exporting.signature import weight_bytes
 from keras_coda.validation import validate_choice
 
 
@@ -115,6 +116,14 @@ def export(
             "`dtype='float32'`, and `load_adapter` what `save_adapter` wrote "
             "of this one, or choose `format='tf_saved_model'` or 'torch'. "
             f"Received: a model with layers in {half_precision(named)}"
+        )
+    max_bytes = FORMATS[format].max_bytes
+    if max_bytes is not None and weight_bytes(named) > max_bytes:
+        raise ValueError(
+            f"`format={format!r}` needs a model of at most "
+            f"{max_bytes / 2**30:g} GiB. `quantize` its weights, or choose "
+            "`format='tf_saved_model'` or 'torch'. Received: a model of "
+            f"{weight_bytes(named) / 2**30:.2f} GiB"
         )
     if not FORMATS[format].quantized_inputs and quantizes_inputs(named):
         raise ValueError(

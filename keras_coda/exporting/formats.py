@@ -26,6 +26,7 @@ class Format(NamedTuple):
         dynamic_length: whether an artefact can take any sequence length.
         half_precision: whether an artefact can compute in float16 or bfloat16.
         quantized_inputs: whether an artefact can round what int8 layers take.
+        max_bytes: optional, what the weights of an artefact may take.
     """
 
     write: object
@@ -35,6 +36,7 @@ class Format(NamedTuple):
     dynamic_length: bool
     half_precision: bool
     quantized_inputs: bool = True
+    max_bytes: int | None = None
 
 
 def write_saved_model(model, path, specs, preprocessor=None):
@@ -128,6 +130,8 @@ FORMATS = {
         dynamic_length=True,
         # ONNX Runtime would load none of it, or fail when it runs.
         half_precision=False,
+        # A message of Protocol Buffers ends there.
+        max_bytes=2**31,
     ),
     "litert": Format(
         write=write_litert,

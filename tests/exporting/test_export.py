@@ -316,6 +316,15 @@ def test_half_precision_is_refused(tmp_path, format):
         keras_coda.export(keras_coda.coda_wrap(model), path, format)
 
 
+def test_large_models_are_refused_by_onnx(vit, tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        formats.FORMATS, "onnx", formats.FORMATS["onnx"]._replace(max_bytes=2)
+    )
+    size = 4 * vit.count_params() / 2**30
+    with pytest.raises(ValueError, match=f"a model of {size:.2f} GiB"):
+        keras_coda.export(vit, tmp_path / "model.onnx")
+
+
 def test_int8_inputs_are_refused_by_litert(tmp_path):
     model = keras_coda.coda_wrap(models.vit_backbone(num_layers=1))
     model.quantize("int8")
