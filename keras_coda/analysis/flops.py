@@ -74,6 +74,8 @@ def flops(
         sequence_length: int. Number of tokens n, a ViT's class token included.
             Defaults to that of the model's inputs, where it is fixed. In a
             model of several stacks it is for those whose inputs leave it open.
+            Of a language model the first `prompt_length` are the prompt, which
+            alone is routed.
         batch_size: int. Defaults to `1`.
         reduction_factor: optional number >= 1, or list with one per block, to
             count at. Defaults to the model's own.
