@@ -9,10 +9,9 @@ from keras_coda.conversion.coda_model import CodaModel
 from keras_coda.conversion.coda_wrap import coda_wrap
 from keras_coda.conversion.trained_weights import trained_weights
 from keras_coda.layers.set_reduction_factor import set_reduction_factor
-from keras_coda.training.align import align
+from keras_coda.training.aligner import make_aligner
 from keras_coda.training.calibrate import Calibrator
 from keras_coda.training.calibration import Calibration
-from keras_coda.training.inputs import Batches
 from keras_coda.training.inputs import count_batches
 from keras_coda.training.inputs import make_batches
 from keras_coda.validation import validate_non_negative_integer
@@ -45,7 +44,9 @@ def accelerate(
     dense first blocks alone too, which training brings further than it does
     others. Of what was calibrated and trained, it keeps what has the smallest
     error on inputs that were held back, or the smallest `objective`: every
-    epoch is one that may be the last.
+    epoch is one that may be the last. What the dense model computes of `x` is
+    kept, where that takes 1 GiB of memory or less: to compute it in each step
+    is half of the work.
 
     Args:
         model: a fine-tuned KerasHub task, a functional or sequential model of
@@ -146,13 +147,16 @@ def accelerate(
         if number > 0:
             _assign(weights, start)
             calibration = calibrator.run_at(factors)
-        align(
-            coda,
-            model,
-            Batches(inputs),
-            optimizer=_optimizer(learning_rate, epochs * len(inputs)),
-            logits_weight=float(calibrator.are_logits),
-            temperature=2.0,
+        # One for each: JAX would go on with what it compiled.
+        aligner = make_aligner(
+            coda, model, "pretrained", float(calibrator.are_logits), 2.0
+        )
+        if number == 0:
+            inputs = aligner.with_targets(inputs)
+        num_steps = epochs * len(inputs)
+        aligner.compile(optimizer=_optimizer(learning_rate, num_steps))
+        aligner.fit(
+            inputs,
             epochs=epochs,
             verbose=verbose,
             callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=keep_epoch)],

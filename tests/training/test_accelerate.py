@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 import keras_coda
+from keras_coda.training import aligner
+from keras_coda.training.aligner import Aligner
 from tests.backend_helpers import slow_to_compile
 from tests.conversion.models import WORDS
 from tests.conversion.models import predict
@@ -94,24 +96,66 @@ def test_the_epoch_with_the_smallest_objective_is_kept(best):
 def test_all_inputs_are_trained_on_and_some_calibrated_on(monkeypatch):
     module = importlib.import_module("keras_coda.training.accelerate")
     monkeypatch.setattr(module, "NUM_CALIBRATED", 16)
-    sizes, align = {}, module.align
+    sizes, fit = {}, Aligner.fit
 
-    def count_aligned(coda, dense, inputs, **arguments):
-        sizes["aligned"] = sum(len(ids["token_ids"]) for (ids,) in inputs)
-        return align(coda, dense, inputs, **arguments)
+    def count_aligned(aligner, x, **arguments):
+        sizes["aligned"] = sum(len(ids["token_ids"]) for ids, *_ in x)
+        return fit(aligner, x, **arguments)
 
     class Calibrator(module.Calibrator):
         def __init__(self, coda, x, **arguments):
             sizes["calibrated"] = sum(len(ids["token_ids"]) for ids in x)
             super().__init__(coda, x, **arguments)
 
-    monkeypatch.setattr(module, "align", count_aligned)
+    monkeypatch.setattr(Aligner, "fit", count_aligned)
     monkeypatch.setattr(module, "Calibrator", Calibrator)
     module.accelerate(
         classifier(), texts(40), speedup=1.5, epochs=1, batch_size=8, **SETTINGS
     )
     # But for a batch that is held back.
     assert sizes == {"calibrated": 16, "aligned": 32}
+
+
+def tagger():
+    backbone = classifier().backbone
+    states = backbone(backbone.input)["sequence_output"]
+    return keras.Model(backbone.input, keras.layers.Dense(3)(states))
+
+
+@slow_to_compile
+@pytest.mark.parametrize("make", [classifier, tagger])
+def test_what_is_reproduced_is_computed_once(monkeypatch, make):
+    calls, targets = [], Aligner.targets
+
+    def record(self, inputs):
+        calls.append(inputs)
+        return targets(self, inputs)
+
+    monkeypatch.setattr(Aligner, "targets", record)
+    inputs = classifier().preprocessor(texts())
+
+    def accelerate():
+        calls.clear()
+        keras.utils.set_random_seed(0)
+        return keras_coda.training.accelerate(
+            make(),
+            inputs,
+            speedup=1.5,
+            batch_size=8,
+            are_logits=True,
+            **SETTINGS,
+        )
+
+    fast, calibration = accelerate()
+    # Four batches, of which one is held back.
+    assert len(calls) == 3
+    monkeypatch.setattr(aligner, "MAX_TARGET_BYTES", 0)
+    same, calibration_too = accelerate()
+    # Once to see how large they are, and in each step of two epochs.
+    assert len(calls) % 6 == 1 and len(calls) > 6
+    assert calibration.reduction_factor == calibration_too.reduction_factor
+    for values in zip(fast.get_weights(), same.get_weights()):
+        np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-6)
 
 
 @slow_to_compile

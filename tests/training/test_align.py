@@ -1,4 +1,3 @@
-import importlib
 import math
 
 import keras
@@ -9,6 +8,7 @@ import pytest
 import keras_coda
 from keras_coda.conversion.trained_weights import backbone_of
 from keras_coda.conversion.trained_weights import trained_weights
+from keras_coda.training import aligner
 from keras_coda.training.observed import log_softmax
 from tests.backend_helpers import slow_to_compile
 from tests.conversion.models import bert_backbone
@@ -175,17 +175,18 @@ def test_logits():
 
 @slow_to_compile
 def test_the_target_keeps_nothing_for_gradients(monkeypatch):
-    align = importlib.import_module("keras_coda.training.align")
-    kept, divergence = [], align._divergence
+    kept, divergence = [], aligner._divergence
 
     def record(logits, target_logits, mask):
         kept.append((logits.requires_grad, target_logits.requires_grad))
         return divergence(logits, target_logits, mask)
 
-    monkeypatch.setattr(align, "_divergence", record)
+    monkeypatch.setattr(aligner, "_divergence", record)
     dense = keras_hub.models.BertTextClassifier(bert_backbone(), num_classes=3)
     coda = keras_coda.coda_wrap(dense, reduction_factor=4)
-    align.align(coda, dense, bert_inputs(), logits_weight=1.0, verbose=0)
+    keras_coda.training.align(
+        coda, dense, bert_inputs(), logits_weight=1.0, verbose=0
+    )
     # Keras builds the model first, in a call without gradients.
     assert kept[-1] == (True, False)
 
