@@ -9,6 +9,9 @@ import keras_coda
 from keras_coda.conversion.trained_weights import backbone_of
 from keras_coda.conversion.trained_weights import trained_weights
 from keras_coda.training import aligner
+from keras_coda.training.aligner import make_aligner
+from keras_coda.training.inputs import Batches
+from keras_coda.training.inputs import make_batches
 from keras_coda.training.observed import log_softmax
 from tests.backend_helpers import slow_to_compile
 from tests.conversion.models import bert_backbone
@@ -171,6 +174,21 @@ def test_logits():
     assert 0 <= history["divergence"][-1] < 0.5 * history["divergence"][0]
     assert all(map(np.array_equal, before, dense.get_weights()))
     assert flags == [w.trainable for w in dense.weights]
+
+
+def test_targets_that_are_kept_are_those_of_each_step():
+    dense = around(bert_backbone(num_layers=1))
+    coda = keras_coda.coda_wrap(dense, reduction_factor=3)
+    batches = make_batches(coda, bert_inputs(), batch_size=2)
+    histories = []
+    for keeps in (False, True):
+        model = make_aligner(coda, dense, "pretrained", 1.0, 2.0)
+        model.compile(keras.optimizers.SGD(0.0))
+        x = model.with_targets(batches) if keeps else Batches(batches)
+        histories.append(model.fit(x, verbose=0).history)
+    assert histories[0]["divergence"][0] > 0
+    for name, values in histories[0].items():
+        assert histories[1][name] == pytest.approx(values, rel=1e-4), name
 
 
 @slow_to_compile
