@@ -117,8 +117,8 @@ class Aligner(keras.Model):
     def with_targets(self, inputs):
         """Batches for `fit`, with what the dense model computes of them.
 
-        It would compute it in each step else, which is half of the work. Where
-        it does not fit into `MAX_TARGET_BYTES`, it does.
+        Else it is computed in each step, which is half of the work; and so it
+        is where all of it takes more than `MAX_TARGET_BYTES`.
 
         Args:
             inputs: list of batches of inputs.
