@@ -38,7 +38,8 @@ def run(arguments):
     counted = None
     if arguments.sequence_length is not None:
         if hasattr(model, "prompt_length"):
-            model.prompt_length = arguments.sequence_length
+            # A length below 0 is refused by its own name, in `flops`.
+            model.prompt_length = max(arguments.sequence_length, 0)
         counted = flops(model, arguments.sequence_length)
         description["speedup by arithmetic"] = f"{counted.ratio:.2f}"
     if arguments.json:

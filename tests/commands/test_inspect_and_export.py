@@ -86,6 +86,8 @@ def test_inspect_counts_a_prompt(tmp_path, capsys):
     model.prompt_length = 12
     ratio = keras_coda.analysis.flops(model, 12).ratio
     assert described["speedup by arithmetic"] == f"{ratio:.2f}" > "1.00"
+    with pytest.raises(SystemExit, match="Received: sequence_length=-5"):
+        commands.main(["inspect", path, "--sequence-length", "-5"])
 
 
 def test_export_passes_its_arguments(path, monkeypatch):
