@@ -38,6 +38,8 @@ from keras_coda.conversion.multiply_adds import count_block
 from keras_coda.conversion.multiply_adds import kernel_size
 
 NUM_LAYERS = 4
+# Below the vocabulary of any of the models.
+NUM_IDS = 500
 SHAPES = {
     "llama": (
         keras_hub.models.Llama3CausalLM,
@@ -123,7 +125,7 @@ def generation(model, length, num_tokens, batch_size):
     inputs = keras.tree.map_structure(
         keras.ops.convert_to_tensor,
         {
-            "token_ids": rng.integers(1, 1000, shape).astype("int32"),
+            "token_ids": rng.integers(1, NUM_IDS, shape).astype("int32"),
             "padding_mask": np.broadcast_to(np.arange(width) < length, shape),
         },
     )
@@ -137,7 +139,7 @@ def training(model, length, prompt_length, batch_size):
     """A function that does one training step."""
     model.prompt_length = prompt_length
     rng = np.random.default_rng(0)
-    token_ids = rng.integers(1, 1000, (batch_size, length)).astype("int32")
+    token_ids = rng.integers(1, NUM_IDS, (batch_size, length)).astype("int32")
     num_labels = length - max(prompt_length - 1, 0)
     inputs = {"token_ids": token_ids, "padding_mask": np.ones_like(token_ids)}
     # A float, because Keras returns what could not be computed as it is.

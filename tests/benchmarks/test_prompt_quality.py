@@ -45,23 +45,27 @@ def test_the_answer_stands_in_the_prompt(tasks, kind):
         if kind == "sort":
             start = prompt.index(tasks.OPEN) + 1
             found = sorted(prompt[start : prompt.index(tasks.CLOSE)])
-            assert prompt[-2:] == [tasks.SORT, tasks.EQUALS]
+            assert prompt[-1] == tasks.SORT
         else:
             if kind == "before":
-                assert prompt[1 : tasks.FRONT] == prompt[-4:-1]
-            pairs = list(zip(prompt, prompt[1:]))[:-3]
-            pair = tuple(prompt[-3:-1])
-            pairs[: tasks.FRONT] = [None] * tasks.FRONT
-            places = [i for i, p in enumerate(pairs) if p == pair]
+                assert prompt[1 : tasks.FRONT] == prompt[-2:]
+            assert prompt[-2] == tasks.AFTER
+            places = [
+                place
+                for place in range(tasks.FRONT, tasks.TEXT_LENGTH)
+                if prompt[place] == prompt[-1]
+            ]
             assert len(places) == 1
-            found = prompt[places[0] + 2 : places[0] + 4]
+            found = prompt[places[0] + 1 :][: tasks.ANSWER_SIZE]
         assert answer[:-1] == found
 
 
 def test_sequences_ask_as_often_as_is_said(tasks):
     token_ids, is_answer = tasks.Examples("train").sequences(4)
     assert token_ids.shape == is_answer.shape
-    assert np.all(is_answer.sum(axis=1) == 3 * 11 + 6)
+    assert np.all(
+        is_answer.sum(axis=1) == tasks.NUM_QUESTIONS * tasks.RESPONSE_LENGTH
+    )
     is_end = token_ids * is_answer == tasks.END
     assert np.all(is_end.sum(axis=1) == tasks.NUM_QUESTIONS)
 
