@@ -4,7 +4,6 @@ A finished run is written at once, so a killed benchmark goes on where it
 stopped, and several processes may share a folder.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -146,17 +145,6 @@ class AtBestRate:
 def timed(function):
     start = time.monotonic()
     return {**function(), "seconds": time.monotonic() - start}
-
-
-@contextlib.contextmanager
-def dtype_policy(name):
-    """In which layers are made that are made here."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 def all_weights(model):

@@ -240,7 +240,7 @@ class Runner:
         arguments = self.arguments
         whole, _ = self.train(experiment._replace(row="whole", speedup=1.0))
         # In the precision in which speed is measured.
-        with bookkeeping.dtype_policy("float32"):
+        with dtype_policy("float32"):
             model = self.task.make_dense()
             model.set_weights(whole.get_weights())
             accelerate = functools.partial(
@@ -271,7 +271,7 @@ class Runner:
             if not dense_path.exists():
                 self.fine_tuned("dense", rate, seed)
             # In the precision in which speed is measured.
-            with bookkeeping.dtype_policy("float32"):
+            with dtype_policy("float32"):
                 timed_model = build(self.task, "coda")
             bookkeeping.load(trained_weights(timed_model), dense_path)
             calibrator = Calibrator(
@@ -461,6 +461,16 @@ def without_flash_attention():
 
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         yield
+
+
+@contextlib.contextmanager
+def dtype_policy(name):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def copy_weights(source, target):

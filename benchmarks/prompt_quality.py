@@ -117,7 +117,12 @@ def parse_arguments():
     add("--hidden-dim", type=int, default=192, help="of the language model")
     add("--steps", type=int, default=9000, help="of its training")
     add("--short-steps", type=int, default=2500, help="first, on short texts")
-    add("--sequences", type=int, default=6, help="in a step, and 12 short ones")
+    add(
+        "--sequences",
+        type=int,
+        default=6,
+        help="in a step, short ones twice",
+    )
     add("--model-learning-rate", type=float, default=1e-3, help="of it")
     add("--dtype", default="mixed_bfloat16", help="of it")
     add("--train-size", type=int, default=2000)
@@ -155,7 +160,7 @@ def parse_arguments():
 # === The language model ===
 
 
-def make_language_model(hidden_dim, num_layers=NUM_LAYERS):
+def make_language_model(hidden_dim, num_layers=NUM_LAYERS, dtype="float32"):
     backbone = keras_hub.models.Llama3Backbone(
         vocabulary_size=prompt_tasks.VOCABULARY_SIZE,
         num_layers=num_layers,
@@ -165,6 +170,7 @@ def make_language_model(hidden_dim, num_layers=NUM_LAYERS):
         intermediate_dim=hidden_dim * 8 // 3,
         rope_max_wavelength=10000,
         tie_word_embeddings=True,
+        dtype=dtype,
     )
     return keras_hub.models.Llama3CausalLM(backbone, preprocessor=None)
 
@@ -180,10 +186,10 @@ class Sequences(keras.utils.PyDataset):
         return self.arguments.steps
 
     def __getitem__(self, step):
-        size, texts = self.arguments.sequences, {}
+        size, text_length = self.arguments.sequences, prompt_tasks.TEXT_LENGTH
         if step < self.arguments.short_steps:
-            size, texts = 2 * size, {"text_length": SHORT_TEXT_LENGTH}
-        examples = prompt_tasks.Examples("train", (0, step), **texts)
+            size, text_length = 2 * size, SHORT_TEXT_LENGTH
+        examples = prompt_tasks.Examples("train", (0, step), text_length)
         token_ids, is_answer = examples.sequences(
             size, asks_before=step % 2 == 1
         )
@@ -197,31 +203,28 @@ class Sequences(keras.utils.PyDataset):
 
 def train_language_model(arguments):
     """A dense model that answers, in float32."""
+    keras.utils.set_random_seed(0)
+    trained = make_language_model(arguments.hidden_dim, dtype=arguments.dtype)
     path = arguments.output / "first_stages" / f"{name_of(arguments)}.npz"
 
-    def train(model):
+    def train():
         steps, rate = arguments.steps, arguments.model_learning_rate
         schedule = keras.optimizers.schedules.CosineDecay(
             0.0, steps, warmup_target=rate, warmup_steps=min(steps, 200)
         )
-        model.compile(
+        trained.compile(
             optimizer=keras.optimizers.AdamW(schedule, global_clipnorm=1.0),
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             weighted_metrics=[],
         )
         history = keras.Model.fit(
-            model, Sequences(arguments), shuffle=False, verbose=2
+            trained, Sequences(arguments), shuffle=False, verbose=2
         )
         return {"loss": history.history["loss"]}
 
-    if not path.exists():
-        keras.utils.set_random_seed(0)
-        with bookkeeping.dtype_policy(arguments.dtype):
-            model = make_language_model(arguments.hidden_dim)
-        weights = bookkeeping.all_weights(model)
-        bookkeeping.keep(path, weights, lambda: train(model))
+    bookkeeping.keep(path, bookkeeping.all_weights(trained), train)
     model = make_language_model(arguments.hidden_dim)
-    bookkeeping.load(bookkeeping.all_weights(model), path)
+    model.set_weights(trained.get_weights())
     return model
 
 

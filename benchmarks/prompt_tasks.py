@@ -103,11 +103,11 @@ class Examples:
         is_text = np.ones(tokens.shape, bool)
         is_text[:, :FRONT] = False
         lists = FIRST_NUMBER + draw(rng, size, NUM_NUMBERS, ANSWER_SIZE)
-        signs = np.full((size, 1), OPEN), np.full((size, 1), CLOSE)
-        inserted = np.concatenate([signs[0], lists, signs[1]], axis=1)
+        ends = [0, ANSWER_SIZE]
+        inserted = np.insert(lists, ends, [OPEN, CLOSE], axis=1)
         width = inserted.shape[1]
-        columns = rng.integers(FRONT, self.text_length - width + 1, (size, 1))
-        columns = columns + np.arange(width)
+        starts = rng.integers(FRONT, self.text_length - width + 1, (size, 1))
+        columns = starts + np.arange(width)
         np.put_along_axis(tokens, columns, inserted, axis=1)
         np.put_along_axis(is_text, columns, False, axis=1)
         places = self.unique_places(tokens, is_text)
@@ -118,21 +118,20 @@ class Examples:
 
     def ask(self, kind, texts):
         """Questions and answers of a kind about texts, `(size, length)`."""
-        rows = np.arange(len(texts.tokens))
+        size = len(texts.tokens)
         if kind == "sort":
-            question, answer = [], np.sort(texts.lists, axis=1).T
+            question = np.full((size, 1), SORT)
+            answer = np.sort(texts.lists, axis=1)
         else:
-            chosen = np.zeros_like(rows)
+            chosen = np.zeros((size, 1), int)
             if kind == "after":
-                chosen = self.rng.integers(0, NUM_PLACES, len(rows))
-            place = texts.places[rows, chosen]
-            word, *answer = (
-                texts.tokens[rows, place + i] for i in range(ANSWER_SIZE + 1)
-            )
-            question = [word]
-        sign = np.full_like(rows, SORT if kind == "sort" else AFTER)
-        end = np.full_like(rows, END)
-        return np.stack([sign, *question], 1), np.stack([*answer, end], 1)
+                chosen = self.rng.integers(0, NUM_PLACES, (size, 1))
+            place = np.take_along_axis(texts.places, chosen, axis=1)
+            columns = place + np.arange(ANSWER_SIZE + 1)
+            words = np.take_along_axis(texts.tokens, columns, axis=1)
+            question = np.insert(words[:, :1], 0, AFTER, axis=1)
+            answer = words[:, 1:]
+        return question, np.insert(answer, ANSWER_SIZE, END, axis=1)
 
     def unique_places(self, tokens, is_text):
         """Of words that are once in a text, and that an answer follows.
