@@ -76,8 +76,9 @@ for factor in (2, 4, 8):
     ROWS[f"r{factor}_aligned"] = Row(
         f"r = {factor}, aligned", "aligned", factor, is_aligned=True
     )
-# As fast, by arithmetic, as r = 2 and r = 4; the last block is free anyway.
-for num_dense, factor in ((2, 6), (1, 16)):
+# The default; and as fast, by arithmetic, as r = 2 and r = 4. The last block is
+# free anyway.
+for num_dense, factor in ((2, 4), (2, 6), (1, 16)):
     text = f"first {num_dense} dense, then r = {factor}"
     factors = (1,) * num_dense + (factor,) * (NUM_LAYERS - num_dense)
     ROWS[f"late{factor}"] = Row(text, "late", factors)

@@ -17,6 +17,16 @@ from keras_coda.validation import validate_choice
 NUM_PINNED = 2
 
 
+def dense_early(num_blocks):
+    """Reduction factors of a language model: a first third is dense.
+
+    In early blocks a token of the prompt is what later ones look for, and no
+    router can tell yet which of them will be.
+    """
+    num_dense = num_blocks // 3
+    return [1] * num_dense + [4] * (num_blocks - num_dense)
+
+
 class CausalBlock(EncoderBlock):
     """Grouped heads at rotary positions.
 
@@ -169,9 +179,9 @@ class CausalConditionalBlock(ConditionalTransformerBlock):
     def choose(self, hidden, padding_mask=None, pinned=None):
         if self.reduction_factor == 1:
             return super().choose(hidden, padding_mask, pinned)
-        shape = ops.shape(hidden)[:2]
         if self.prompt_length == 0:
-            return BlockRouting(ops.ones(shape, "float32"), Rows())
+            return BlockRouting(self.router.ones(hidden), Rows())
+        shape = ops.shape(hidden)[:2]
         mask = ops.ones(shape, "bool")
         if padding_mask is not None:
             mask = ops.cast(padding_mask, "bool")

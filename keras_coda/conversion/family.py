@@ -54,6 +54,9 @@ class Family:
         routed: what is routed, in words. Defaults to `"encoder"`.
         exports: the formats of `keras_coda.export` that the tests write and run
             for the family. Defaults to `("tf_saved_model",)`.
+        reduction_factor: what `coda_wrap` takes if it is told none; a number,
+            or a function of the number of blocks that returns a list. Defaults
+            to `4`.
         lora_layer_names: the names of the projections that LoRA changes.
             Defaults to `("query", "value")`.
 
@@ -80,6 +83,7 @@ class Family:
     pooled: str = "nothing"
     routed: str = "encoder"
     exports: tuple = ("tf_saved_model",)
+    reduction_factor: Callable | float = 4
     lora_layer_names: tuple = ("query", "value")
 
     def list_blocks(self, backbone):
@@ -105,6 +109,12 @@ class Family:
         if callable(self.num_prefix_tokens):
             return self.num_prefix_tokens(backbone)
         return self.num_prefix_tokens
+
+    def default_reduction_factor(self, num_blocks):
+        """The reduction factor of a backbone with so many blocks."""
+        if callable(self.reduction_factor):
+            return self.reduction_factor(num_blocks)
+        return self.reduction_factor
 
 
 def _listed(blocks, backbone):

@@ -51,8 +51,13 @@ def convert_graph(backbone, family, settings):
         A `ConvertedGraph`. It shares all layers but encoder blocks, decoder
         blocks, nested backbones of known families and layer normalisations.
     """
+    num_blocks = count_blocks(backbone, family)
+    reduction_factor = settings.reduction_factor
+    # An array, which is refused, is compared with nothing.
+    if isinstance(reduction_factor, str) and reduction_factor == "auto":
+        reduction_factor = family.default_reduction_factor(num_blocks)
     reduction_factors = per_block_reduction_factors(
-        settings.reduction_factor, count_blocks(backbone, family)
+        reduction_factor, num_blocks
     )
     attributes = _own_attributes(backbone)
     dense_tensors = {

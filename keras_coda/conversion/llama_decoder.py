@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_coda.conversion.causal_block import CausalBlock
 from keras_coda.conversion.causal_block import CausalConditionalBlock
+from keras_coda.conversion.causal_block import dense_early
 from keras_coda.conversion.causal_block import first_and_last
 from keras_coda.conversion.encoder_block import Parts
 from keras_coda.conversion.encoder_block import find_part
@@ -74,4 +75,5 @@ LLAMA = Family(
     pinned=first_and_last,
     pooled="first and last token",
     routed="prompt",
+    reduction_factor=dense_early,
 )

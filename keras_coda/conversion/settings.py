@@ -9,8 +9,10 @@ class Settings(BlockSettings):
 
     Args:
         reduction_factor: a number >= 1, or a list with one number for each
-            encoder block. Ratio of tokens to routed tokens; can be changed
-            later through the property of the same name. Defaults to `4`.
+            routed block. Ratio of tokens to routed tokens; can be changed
+            later through the property of the same name. `"auto"` is `4`, in
+            language models behind a first third of the blocks at `1`. Defaults
+            to `"auto"`.
         num_prefix_tokens: int >= 0. Leading tokens that are always routed;
             `"auto"` takes what the family's heads pool (see
             `keras_coda.supported_models`), which need not be a leading token.
@@ -21,6 +23,7 @@ class Settings(BlockSettings):
             to `None`, no LoRA.
     """
 
+    reduction_factor: float | list | str = "auto"
     num_prefix_tokens: int | str = "auto"
     lora_rank: int | None = None
 

@@ -189,6 +189,11 @@ class TokenRouter(keras.layers.Layer):
             ops.concatenate([prefix_indices, indices + num_prefix], axis=1),
         )
 
+    def ones(self, inputs):
+        """A weight of 1 for each token, in which the router has no gradient."""
+        scores = self._scores(inputs)
+        return _constant(ops.ones_like(scores), scores)
+
     def routes_all(self, length):
         """Whether it is known that no token of `length` is left out."""
         num_routed = self.routed_length(length)

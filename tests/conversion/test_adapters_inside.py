@@ -209,7 +209,10 @@ def test_mixed_precision_and_quantized(adapter):
 @pytest.mark.parametrize(
     "settings, match",
     [
-        ({}, "`reduction_factor` must be 1 .*Received: reduction_factor=4"),
+        (
+            {},
+            "`reduction_factor` must be 1 .*Received: reduction_factor='auto'",
+        ),
         ({"reduction_factor": [1, 2]}, r"reduction_factor=\[1, 2\]"),
         (
             {"reduction_factor": 1, "shortcut_dim": 2},

@@ -165,6 +165,17 @@ def test_a_prompt_is_routed_and_the_rest_computed():
             assert {0, 7, 8, 9, 10, 11} <= {*row}
 
 
+def test_early_blocks_are_dense_by_default(tmp_path):
+    backbone = tiny_models()["LlamaBackbone"].make(num_layers=7)
+    coda = keras_coda.coda_wrap(backbone, adapter_dim=2)
+    assert coda.reduction_factor == [1, 1, 4, 4, 4, 4, 4]
+    coda.save(tmp_path / "coda.keras")
+    coda = keras.saving.load_model(tmp_path / "coda.keras")
+    assert coda.reduction_factor == [1, 1, 4, 4, 4, 4, 4]
+    coda.reduction_factor = 2
+    assert coda.get_config()["reduction_factor"] == 2
+
+
 def test_dense_without_a_prompt():
     dense = make("Llama")
     coda = keras_coda.coda_wrap(dense, reduction_factor=4)
@@ -172,6 +183,17 @@ def test_dense_without_a_prompt():
     assert_close(
         coda.predict(prompts(), verbose=0), dense.predict(prompts(), verbose=0)
     )
+
+
+def test_plain_texts_train_without_a_warning_of_gradients():
+    coda = convert(make("Llama"))
+    coda.compile("sgd", "sparse_categorical_crossentropy", metrics=[])
+    before = trained_weights(coda)
+    routers = [weight for name, weight in before.items() if "router" in name]
+    kernels = [keras.ops.convert_to_numpy(weight) for weight in routers]
+    coda.train_on_batch(prompts(), np.ones((3, 24)))
+    for weight, kernel in zip(routers, kernels, strict=True):
+        assert_close(keras.ops.convert_to_numpy(weight), kernel)
 
 
 @slow_to_compile
