@@ -1,6 +1,7 @@
 import contextlib
 import math
 import os
+import re
 import shutil
 import tempfile
 
@@ -21,7 +22,6 @@ from keras_coda.exporting.signature import has_dynamic_length
 from keras_coda.exporting.signature import input_signature
 from keras_coda.exporting.signature import named_model
 from keras_coda.exporting.signature import quantizes_inputs
-from keras_coda.exporting.signature import weight_bytes
 from keras_coda.validation import validate_choice
 
 
@@ -52,6 +52,8 @@ def export(
             functional `keras.Model`.
         path: str or path. A folder for `"tf_saved_model"`, else a file that
             ends with `.onnx`, `.tflite` or `.pt2`. What is there is replaced.
+            Weights of more than 2 GiB are in a second file beside an ONNX
+            file, `NAME.onnx.*.data`, which it has to keep.
         format: optional str, `"tf_saved_model"`, `"onnx"`, `"litert"` or
             `"torch"`. Defaults to `None`, that whose files end like `path`,
             and else `"tf_saved_model"`.
@@ -116,14 +118,6 @@ def export(
             "`dtype='float32'`, and `load_adapter` what `save_adapter` wrote "
             "of this one, or choose `format='tf_saved_model'` or 'torch'. "
             f"Received: a model with layers in {half_precision(named)}"
-        )
-    max_bytes = FORMATS[format].max_bytes
-    if max_bytes is not None and weight_bytes(named) > max_bytes:
-        raise ValueError(
-            f"`format={format!r}` needs a model of at most "
-            f"{max_bytes / 2**30:g} GiB. `quantize` its weights, or choose "
-            "`format='tf_saved_model'` or 'torch'. Received: a model of "
-            f"{weight_bytes(named) / 2**30:.2f} GiB"
         )
     if not FORMATS[format].quantized_inputs and quantizes_inputs(named):
         raise ValueError(
@@ -228,15 +222,24 @@ def _preprocessor(model, format, sequence_length):
 
 @contextlib.contextmanager
 def _replacing(path):
-    """A path beside `path`, whose content takes its place at the end."""
+    """A path beside `path`, whose content takes its place at the end.
+
+    The weights beside an ONNX file come along.
+    """
     folder, name = os.path.split(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
+    before = _data_files(folder, name)
     temporary_folder = tempfile.mkdtemp(dir=folder, prefix=f".{name}.")
     try:
         temporary_path = os.path.join(temporary_folder, name)
         yield temporary_path
         replaced = f"{temporary_path}.replaced"
         is_folder = os.path.isdir(path)
+        # Under names of their own: what is at `path` is whole until the end.
+        moved = [
+            shutil.move(file, folder)
+            for file in _data_files(temporary_folder, name)
+        ]
         if is_folder:
             # A folder cannot be replaced in one step.
             os.replace(path, replaced)
@@ -245,6 +248,23 @@ def _replacing(path):
         except OSError:
             if is_folder:
                 os.replace(replaced, path)
+            _remove(moved)
             raise
+        _remove(before)
     finally:
         shutil.rmtree(temporary_folder)
+
+
+def _remove(files):
+    for file in files:
+        os.remove(file)
+
+
+def _data_files(folder, name):
+    """The weights beside an ONNX file."""
+    pattern = re.compile(rf"{re.escape(name)}\.[0-9a-f]{{8}}\.data")
+    return [
+        os.path.join(folder, entry)
+        for entry in os.listdir(folder)
+        if pattern.fullmatch(entry)
+    ]

@@ -5,6 +5,9 @@ It asks which backend runs; besides it only `backend_differences.py` does.
 
 import importlib.util
 import io
+import os
+import secrets
+import shutil
 import warnings
 from typing import NamedTuple
 
@@ -12,6 +15,9 @@ import keras
 
 from keras_coda.backend_differences import program_of_torch
 from keras_coda.exporting.signature import with_weights_as_inputs
+
+# An ONNX file ends at 2 GiB, a message of Protocol Buffers. Some are the graph.
+MAX_ONNX_BYTES = 2**31 - 2**26
 
 
 class Format(NamedTuple):
@@ -26,7 +32,6 @@ class Format(NamedTuple):
         dynamic_length: whether an artefact can take any sequence length.
         half_precision: whether an artefact can compute in float16 or bfloat16.
         quantized_inputs: whether an artefact can round what int8 layers take.
-        max_bytes: optional, what the weights of an artefact may take.
     """
 
     write: object
@@ -36,7 +41,6 @@ class Format(NamedTuple):
     dynamic_length: bool
     half_precision: bool
     quantized_inputs: bool = True
-    max_bytes: int | None = None
 
 
 def write_saved_model(model, path, specs, preprocessor=None):
@@ -94,9 +98,22 @@ def write_onnx(model, path, specs):
         value = keras.ops.convert_to_numpy(weights[name])
         graph.initializer.append(onnx.numpy_helper.from_array(value, name))
     tf2onnx_operations.fold_constants(graph)
+    num_bytes = sum(len(value.raw_data) for value in graph.initializer)
+    if num_bytes <= MAX_ONNX_BYTES:
+        onnx.save(artefact, path)
+    else:
+        # A new name, so that no file finds the weights of another.
+        weights_path = f"{path}.{secrets.token_hex(4)}.data"
+        onnx.save(
+            artefact,
+            path,
+            save_as_external_data=True,
+            location=os.path.basename(weights_path),
+        )
+        # ONNX lets its owner alone read it.
+        shutil.copymode(path, weights_path)
     # tf2onnx writes operations that ONNX does not have, and only logs it.
-    onnx.checker.check_model(artefact)
-    onnx.save(artefact, path)
+    onnx.checker.check_model(path)
 
 
 def write_litert(model, path, specs):
@@ -130,8 +147,6 @@ FORMATS = {
         dynamic_length=True,
         # ONNX Runtime would load none of it, or fail when it runs.
         half_precision=False,
-        # A message of Protocol Buffers ends there.
-        max_bytes=2**31,
     ),
     "litert": Format(
         write=write_litert,

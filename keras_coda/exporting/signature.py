@@ -1,9 +1,6 @@
 """What an artefact takes and gives: names, shapes and dtypes."""
 
-import math
-
 import keras
-import numpy as np
 
 from keras_coda._keras_internals import sublayers
 from keras_coda.conversion.around import as_functional
@@ -133,14 +130,6 @@ def quantizes_inputs(model):
     return any(
         getattr(layer, "inputs_quantizer", None) is not None
         for layer in sublayers(model, recursive=True)
-    )
-
-
-def weight_bytes(model):
-    """The bytes that the weights of a model take, of NumPy's dtypes."""
-    return sum(
-        math.prod(weight.shape) * np.dtype(weight.dtype).itemsize
-        for weight in model.weights
     )
 
 

@@ -13,6 +13,7 @@ from keras_coda.exporting import formats
 from keras_coda.exporting import signature
 from tests.conversion import models
 from tests.exporting import artefacts
+from tests.exporting import run_artefacts
 from tests.exporting.artefacts import ANY_LENGTH
 from tests.exporting.artefacts import FIXED_LENGTH
 
@@ -44,6 +45,9 @@ OTHER = {
     "jax": [],
     "torch": [("tf_saved_model", {})],
 }[BACKEND]
+writes_onnx = pytest.mark.skipif(
+    BACKEND != "tensorflow", reason="what is patched is in this process"
+)
 
 
 @pytest.fixture(scope="module")
@@ -316,13 +320,38 @@ def test_half_precision_is_refused(tmp_path, format):
         keras_coda.export(keras_coda.coda_wrap(model), path, format)
 
 
-def test_large_models_are_refused_by_onnx(vit, tmp_path, monkeypatch):
-    monkeypatch.setitem(
-        formats.FORMATS, "onnx", formats.FORMATS["onnx"]._replace(max_bytes=2)
-    )
-    size = 4 * vit.count_params() / 2**30
-    with pytest.raises(ValueError, match=f"a model of {size:.2f} GiB"):
-        keras_coda.export(vit, tmp_path / "model.onnx")
+@writes_onnx
+def test_weights_beside_a_large_onnx_file(vit, tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "MAX_ONNX_BYTES", 0)
+    path = tmp_path / "vit.onnx"
+    keras_coda.export(vit, path)
+    (weights,) = tmp_path.glob("vit.onnx.*.data")
+    assert weights.stat().st_mode == path.stat().st_mode
+    inputs = artefacts.make_inputs(vit, batch_size=2, length=None)
+    (outputs,) = run_artefacts.load_onnx(path)(inputs).values()
+    models.assert_close(outputs, vit.predict(inputs["images"], verbose=0))
+
+    other = tmp_path / "other-vit.onnx.0123abcd.data"
+    other.write_bytes(b"of another")
+    keras_coda.export(vit, path)
+    (again,) = tmp_path.glob("vit.onnx.*.data")
+    assert again != weights
+    monkeypatch.undo()
+    keras_coda.export(vit, path)
+    assert {*tmp_path.iterdir()} == {path, other}
+
+
+@writes_onnx
+def test_no_weights_are_left_beside_an_onnx_file(vit, tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "MAX_ONNX_BYTES", 0)
+
+    def fail(source, target):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        keras_coda.export(vit, tmp_path / "vit.onnx")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_int8_inputs_are_refused_by_litert(tmp_path):
