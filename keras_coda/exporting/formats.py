@@ -16,7 +16,8 @@ import keras
 from keras_coda.backend_differences import program_of_torch
 from keras_coda.exporting.signature import with_weights_as_inputs
 
-# An ONNX file ends at 2 GiB, a message of Protocol Buffers. Some are the graph.
+# An ONNX file, a message of Protocol Buffers, ends at 2 GiB. Of them 64 MiB are
+# left to the graph.
 MAX_ONNX_BYTES = 2**31 - 2**26
 
 

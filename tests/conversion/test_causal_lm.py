@@ -190,6 +190,7 @@ def test_plain_texts_train_without_a_warning_of_gradients():
     coda.compile("sgd", "sparse_categorical_crossentropy", metrics=[])
     before = trained_weights(coda)
     routers = [weight for name, weight in before.items() if "router" in name]
+    assert len(routers) == 2
     kernels = [keras.ops.convert_to_numpy(weight) for weight in routers]
     coda.train_on_batch(prompts(), np.ones((3, 24)))
     for weight, kernel in zip(routers, kernels, strict=True):
