@@ -1,7 +1,6 @@
 import contextlib
 import math
 import os
-import re
 import shutil
 import tempfile
 
@@ -14,6 +13,7 @@ from keras_coda.exporting.formats import FORMATS
 from keras_coda.exporting.formats import check_packages
 from keras_coda.exporting.formats import format_of
 from keras_coda.exporting.formats import is_running
+from keras_coda.exporting.formats import onnx_weights_beside
 from keras_coda.exporting.formats import write_saved_model
 from keras_coda.exporting.formats import writing_backend
 from keras_coda.exporting.other_backend import export_under
@@ -228,17 +228,17 @@ def _replacing(path):
     """
     folder, name = os.path.split(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
-    before = _data_files(folder, name)
     temporary_folder = tempfile.mkdtemp(dir=folder, prefix=f".{name}.")
     try:
         temporary_path = os.path.join(temporary_folder, name)
         yield temporary_path
         replaced = f"{temporary_path}.replaced"
         is_folder = os.path.isdir(path)
+        before = onnx_weights_beside(path)
         # Under names of their own: what is at `path` is whole until the end.
         moved = [
             shutil.move(file, folder)
-            for file in _data_files(temporary_folder, name)
+            for file in onnx_weights_beside(temporary_path)
         ]
         if is_folder:
             # A folder cannot be replaced in one step.
@@ -258,13 +258,3 @@ def _replacing(path):
 def _remove(files):
     for file in files:
         os.remove(file)
-
-
-def _data_files(folder, name):
-    """The weights beside an ONNX file."""
-    pattern = re.compile(rf"{re.escape(name)}\.[0-9a-f]{{8}}\.data")
-    return [
-        os.path.join(folder, entry)
-        for entry in os.listdir(folder)
-        if pattern.fullmatch(entry)
-    ]

@@ -6,6 +6,7 @@ It asks which backend runs; besides it only `backend_differences.py` does.
 import importlib.util
 import io
 import os
+import re
 import secrets
 import shutil
 import warnings
@@ -103,7 +104,8 @@ def write_onnx(model, path, specs):
     if num_bytes <= MAX_ONNX_BYTES:
         onnx.save(artefact, path)
     else:
-        # A new name, so that no file finds the weights of another.
+        # A new name, so that no file finds the weights of another;
+        # `onnx_weights_beside` finds it.
         weights_path = f"{path}.{secrets.token_hex(4)}.data"
         onnx.save(
             artefact,
@@ -115,6 +117,17 @@ def write_onnx(model, path, specs):
         shutil.copymode(path, weights_path)
     # tf2onnx writes operations that ONNX does not have, and only logs it.
     onnx.checker.check_model(path)
+
+
+def onnx_weights_beside(path):
+    """The paths of weights that are in no ONNX file, but in one beside it."""
+    folder, name = os.path.split(os.path.abspath(path))
+    pattern = re.compile(rf"{re.escape(name)}\.[0-9a-f]{{8}}\.data")
+    return [
+        os.path.join(folder, entry)
+        for entry in os.listdir(folder)
+        if pattern.fullmatch(entry)
+    ]
 
 
 def write_litert(model, path, specs):
